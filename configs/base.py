@@ -1,0 +1,107 @@
+"""Every field of an experiment with its default. Experiment files start from `get_config` and change what they need."""
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict, config_dict
+
+from reformer.config import ReformerConfig
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults of every group."""
+    config = ConfigDict()
+    config.seed = 0  # of the parameters, the training windows, the dropout masks and the training hashes
+    config.model = model_group()
+    config.data = data_group()
+    config.optimizer = optimizer_group()
+    config.training = training_group()
+    config.evaluation = evaluation_group()
+    config.checkpoint = checkpoint_group()
+    config.sharding = sharding_group()
+    return config.lock()
+
+
+def model_group() -> ConfigDict:
+    """Returns the fields of `ReformerConfig`, which holds their defaults and explains each."""
+    group = ConfigDict()
+    for field in dataclasses.fields(ReformerConfig):
+        may_be_none = type(None) in typing.get_args(field.type)
+        group[field.name] = config_dict.placeholder(object) if may_be_none else field.default
+        if may_be_none and field.default is not None:
+            group[field.name] = field.default
+    return group
+
+
+def data_group() -> ConfigDict:
+    """Returns the fields that say what is read."""
+    group = ConfigDict()
+    group.name = "stdlib"  # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder
+    group.path = ""  # the file or folder of 'text'; a local copy of enwik8; '' otherwise
+    group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
+    group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
+    group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
+    group.length = config_dict.placeholder(object)  # bytes per window; None = model.max_length
+    return group
+
+
+def optimizer_group() -> ConfigDict:
+    """Returns the fields of the update rule. The steps t of a schedule count from 1."""
+    group = ConfigDict()
+    group.name = "adafactor"  # 'adafactor' | 'adamw'
+    group.schedule = "rsqrt"  # 'rsqrt' | 'cosine' | 'constant', each with a linear warmup
+    group.learning_rate = 1.0  # highest rate of 'cosine' and 'constant'; 'rsqrt' peaks at this / sqrt(warmup_steps)
+    group.warmup_steps = 1000  # the rate is multiplied by min(1, t / warmup_steps); 0 = no warmup
+    group.clip_norm = config_dict.placeholder(object)  # largest global norm of the gradient; None = no clipping
+    group.weight_decay = 0.0  # times the rate, for kernels and embeddings only
+    group.b1 = 0.9  # adamw: decay of the first moment
+    group.b2 = 0.98  # adamw: decay of the second moment
+    group.epsilon = 1e-9  # adamw: added to the root of the second moment
+    group.factored_decay = 0.8  # adafactor: the second moment decays by 1 - t ** -factored_decay
+    group.min_factored_dim = 32  # adafactor: second moments are factored if two axes are at least this long
+    group.update_clip = 1.0  # adafactor: largest root mean square of a parameter's update, before the rate
+    return group
+
+
+def training_group() -> ConfigDict:
+    """Returns the fields of the step loop."""
+    group = ConfigDict()
+    group.num_steps = 1000  # updates in total
+    group.batch_size = 8  # windows per update, over all devices and micro-batches
+    group.accumulation_steps = 1  # micro-batches per update, one after the other: less memory, same result
+    group.log_every_steps = 10  # steps between two records of the training loss
+    return group
+
+
+def evaluation_group() -> ConfigDict:
+    """Returns the fields of the evaluation, which always reads the whole split."""
+    group = ConfigDict()
+    group.every_steps = 250  # steps between two evaluations during training; the last step is always evaluated
+    group.batch_size = 8  # windows per evaluation step, over all devices
+    group.hash_seed = 0  # of the LSH rotations, the same for every window
+    group.num_hash_seeds = 3  # at the end: seeds hash_seed, hash_seed + 1, ... tell how far other hashes differ
+    return group
+
+
+def checkpoint_group() -> ConfigDict:
+    """Returns the fields of the checkpoints. The best evaluated one is always kept, and every evaluation saves one."""
+    group = ConfigDict()
+    group.every_steps = 250  # steps between two checkpoints
+    group.keep_latest = 2  # latest checkpoints that are kept beside the best
+    return group
+
+
+def sharding_group() -> ConfigDict:
+    """Returns the sizes of the device mesh; one of them may be -1, the devices that remain."""
+    group = ConfigDict()
+    group.data = -1  # copies of the model, each with its part of the batch
+    group.fsdp = 1  # parts of the batch that also divide the parameters among them
+    group.tensor = 1  # parts of the heads and of the feed-forward layers
+    return group
+
+
+def check_preset(preset: str, presets: Iterable[str]) -> None:
+    """Raises a ValueError with the list of `presets` unless `preset` is one of them or empty."""
+    if preset and preset not in presets:
+        raise ValueError(f"preset={preset!r} does not exist. Choose one of {', '.join(presets)}, or none.")

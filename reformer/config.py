@@ -1,0 +1,213 @@
+"""The model's configuration: one flat, frozen dataclass that validates itself."""
+
+import dataclasses
+import math
+
+ATTENTION_KINDS = ("full", "local", "lsh")
+POSITION_EMBEDDINGS = ("axial", "learned", "sinusoidal")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+SEMANTICS = ("reformer", "huggingface")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReformerConfig:
+    """Hyper-parameters of a Reformer. Lengths are in tokens.
+
+    Every field has a default; an invalid combination is a ValueError at construction, before any
+    device work. Automatic choices are `None` here and resolved where they are used.
+    """
+
+    # Size.
+    vocab_size: int = 259  # 256 bytes + padding, begin and mask
+    max_length: int = 4096  # longest sequence; bounds the position tables
+    num_layers: int = 6  # a multiple of len(attention_pattern)
+    embed_dim: int = 256  # width of each of the two residual streams
+    mlp_dim: int = 1024  # hidden units of a feed-forward layer
+    num_heads: int = 4
+    head_dim: int = 64
+
+    # Attention.
+    attention_pattern: tuple[str, ...] = ("local", "lsh")  # 'full' | 'local' | 'lsh', repeated over the depth
+    causal: bool = True  # False: bidirectional, a masked language model
+    num_hashes: int = 2  # rounds of LSH
+    num_buckets: int | tuple[int, ...] | None = None  # per round; tuple = factors; None = from the length
+    lsh_chunk_length: int = 64
+    lsh_num_chunks_before: int = 1
+    lsh_num_chunks_after: int = 0
+    lsh_within_bucket: bool = False  # attend only within the same bucket (paper, Eq. 2)
+    lsh_correct_duplicates: bool = False  # count a key seen in N rounds once: log N_ij (paper, appendix A)
+    local_chunk_length: int = 64
+    local_num_chunks_before: int = 1
+    local_num_chunks_after: int = 0
+    share_query_key: bool = False  # full and local attention with the LSH layers' projection and rules
+
+    # Positions.
+    position_embedding: str = "axial"  # 'axial' | 'learned' | 'sinusoidal'
+    axial_shape: tuple[int, ...] | None = None  # product at least max_length; None = near-square
+    axial_dims: tuple[int, ...] | None = None  # sums to embed_dim; None = a quarter and the rest
+
+    # Residual functions.
+    activation: str = "gelu"  # 'gelu' is the exact erf form
+    dropout_rate: float = 0.0  # embeddings, attention output, feed-forward, before the head
+    attention_dropout_rate: float | None = None  # attention weights; None = dropout_rate
+    lsh_attention_dropout_rate: float | None = None  # None = attention_dropout_rate
+    layer_norm_epsilon: float = 1e-6
+    mlp_chunk_length: int | None = None  # tokens of a sequence per feed-forward chunk; None = off
+    loss_chunk_length: int | None = None  # tokens of a sequence per chunk of the vocabulary loss; None = off
+
+    # Semantics and numerics.
+    semantics: str = "reformer"  # 'huggingface' = wrap-around windows, their masks and fallbacks
+    reversible: bool = True  # False: ordinary autodiff of the same function
+    dtype: str = "float32"  # compute type inside the residual functions
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("attention_pattern", "axial_shape", "axial_dims", "num_buckets"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        for check in (_check_types, _check_choices, _check_sizes, _check_positions, _check_buckets):
+            check(self)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of repetitions of `attention_pattern`."""
+        return self.num_layers // len(self.attention_pattern)
+
+    @property
+    def num_lsh_layers(self) -> int:
+        """Number of LSH layers over the whole depth."""
+        return self.num_blocks * self.attention_pattern.count("lsh")
+
+    @property
+    def resolved_axial_shape(self) -> tuple[int, ...]:
+        """`axial_shape`, or the near-square one that is used when it is None."""
+        if self.axial_shape is not None:
+            return self.axial_shape
+        rows = 2 ** (math.isqrt(self.max_length).bit_length() - 1)
+        return (rows, math.ceil(self.max_length / rows))
+
+    @property
+    def resolved_axial_dims(self) -> tuple[int, ...]:
+        """`axial_dims`, or the split that is used when it is None."""
+        if self.axial_dims is not None:
+            return self.axial_dims
+        num_axes = len(self.resolved_axial_shape)
+        first = self.embed_dim // (2 * num_axes)
+        return (first,) * (num_axes - 1) + (self.embed_dim - first * (num_axes - 1),)
+
+    def attention_weights_dropout_rate(self, kind: str) -> float:
+        """Dropout rate of the attention weights of a layer of `kind`."""
+        rates = [self.attention_dropout_rate, self.dropout_rate]
+        if kind == "lsh":
+            rates.insert(0, self.lsh_attention_dropout_rate)
+        return next(rate for rate in rates if rate is not None)
+
+
+_POSITIVE = (
+    "vocab_size max_length num_layers embed_dim mlp_dim num_heads head_dim num_hashes lsh_chunk_length local_chunk_length"
+).split()
+_NOT_NEGATIVE = (
+    "lsh_num_chunks_before lsh_num_chunks_after local_num_chunks_before local_num_chunks_after"
+).split()
+_BOOLEANS = "causal lsh_within_bucket lsh_correct_duplicates share_query_key reversible".split()
+_RATES = "dropout_rate attention_dropout_rate lsh_attention_dropout_rate".split()
+_CHUNKS = "mlp_chunk_length loss_chunk_length".split()
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_types(config: ReformerConfig) -> None:
+    for name in _POSITIVE + _NOT_NEGATIVE + _CHUNKS:
+        value = getattr(config, name)
+        lowest = 0 if name in _NOT_NEGATIVE else 1
+        if value is None and name in _CHUNKS:
+            continue
+        if not _is_int(value) or value < lowest:
+            raise ValueError(f"{name}={value!r} must be an integer of at least {lowest}.")
+    for name in _BOOLEANS:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name}={getattr(config, name)!r} must be True or False.")
+    for name in _RATES:
+        value = getattr(config, name)
+        if value is None and name != "dropout_rate":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise ValueError(f"{name}={value!r} must be a number of at least 0 and below 1.")
+    epsilon = config.layer_norm_epsilon
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or epsilon <= 0:
+        raise ValueError(f"layer_norm_epsilon={epsilon!r} must be a positive number.")
+
+
+def _check_choices(config: ReformerConfig) -> None:
+    choices = {
+        "position_embedding": POSITION_EMBEDDINGS,
+        "activation": ACTIVATIONS,
+        "semantics": SEMANTICS,
+        "dtype": DTYPES,
+        "param_dtype": DTYPES,
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name}={getattr(config, name)!r} must be one of {', '.join(allowed)}.")
+    pattern = config.attention_pattern
+    if not isinstance(pattern, tuple) or not pattern or any(kind not in ATTENTION_KINDS for kind in pattern):
+        raise ValueError(
+            f"attention_pattern={pattern!r} must be a tuple of {', '.join(map(repr, ATTENTION_KINDS))}. "
+            "On the command line quote each name: --config.model.attention_pattern=\"('local','lsh')\"."
+        )
+
+
+def _check_sizes(config: ReformerConfig) -> None:
+    period = len(config.attention_pattern)
+    if config.num_layers % period:
+        raise ValueError(
+            f"num_layers={config.num_layers} is not a multiple of the {period} layers of "
+            f"attention_pattern={config.attention_pattern!r}. Change one of the two."
+        )
+    if config.semantics == "huggingface" and (config.lsh_within_bucket or config.lsh_correct_duplicates):
+        raise ValueError(
+            "lsh_within_bucket and lsh_correct_duplicates do not exist under semantics='huggingface'. "
+            "Set them to False or use semantics='reformer'."
+        )
+
+
+def _check_positions(config: ReformerConfig) -> None:
+    if config.position_embedding == "sinusoidal" and config.embed_dim % 2:
+        raise ValueError(f"embed_dim={config.embed_dim} must be even for position_embedding='sinusoidal'.")
+    if config.position_embedding != "axial":
+        return
+    for name in ("axial_shape", "axial_dims"):
+        value = getattr(config, name)
+        if value is not None and not (
+            isinstance(value, tuple) and value and all(_is_int(size) and size > 0 for size in value)
+        ):
+            raise ValueError(f"{name}={value!r} must be None or a tuple of positive integers.")
+    shape, dims = config.resolved_axial_shape, config.resolved_axial_dims
+    if len(shape) != len(dims):
+        raise ValueError(f"axial_shape={shape} and axial_dims={dims} must have the same number of axes.")
+    if math.prod(shape) < config.max_length:
+        raise ValueError(
+            f"axial_shape={shape} holds {math.prod(shape)} positions, fewer than max_length={config.max_length}. "
+            "Enlarge axial_shape or lower max_length."
+        )
+    if sum(dims) != config.embed_dim or min(dims) < 1:
+        raise ValueError(
+            f"axial_dims={dims} sum to {sum(dims)}, which must equal embed_dim={config.embed_dim}, each at least 1."
+        )
+
+
+def _check_buckets(config: ReformerConfig) -> None:
+    if config.num_buckets is None:
+        return
+    factors = config.num_buckets if isinstance(config.num_buckets, tuple) else (config.num_buckets,)
+    if not factors or not all(_is_int(factor) and factor > 0 and factor % 2 == 0 for factor in factors):
+        raise ValueError(
+            f"num_buckets={config.num_buckets!r} must be None, an even positive integer, or a tuple of them "
+            "(the factors of the number of buckets)."
+        )
+    if math.prod(factors) >= 2**31 - 1:
+        raise ValueError(f"num_buckets={config.num_buckets!r} multiply to {math.prod(factors)}; keep them below 2**31 - 1.")

@@ -1,0 +1,1 @@
+"""Data pipelines: bytes on disk to batches of token ids."""

@@ -1,0 +1,142 @@
+"""Files and folders as train, valid and test bytes: the 'stdlib' and 'text' sources."""
+
+import hashlib
+import os
+import platform
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+SEPARATOR = b"\x00"  # between documents; source code and prose do not contain it
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+# pydoc_data is one generated file with 6 % of all bytes: documentation, no code.
+_NOT_THE_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+
+
+def read_stdlib(valid_fraction: float, test_fraction: float) -> tuple[str, Splits]:
+    """Reads the source files of the running interpreter's standard library, without its tests.
+
+    Args:
+        valid_fraction: expected part of the files held out for validation.
+        test_fraction: expected part of the files held out for the test.
+
+    Returns:
+        A description of the source, and the bytes of train, valid and test.
+
+    Raises:
+        ValueError: the interpreter comes without its sources.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    sizes = _file_sizes(root, _is_outside_library, suffix=".py")
+    if len(sizes) < 3:
+        raise ValueError(
+            f"{str(root)!r} holds {len(sizes)} Python source files: this interpreter comes without the sources of its "
+            "standard library. Train on a file or folder of yours with configs/text.py and --config.data.path."
+        )
+    source = f"standard library of Python {platform.python_version()}, {len(sizes)} files"
+    return source, _read_folder(root, sizes, valid_fraction, test_fraction)
+
+
+def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[str, Splits]:
+    """Reads a file, split contiguously in the order train, valid, test, or a folder, split by file.
+
+    A folder is searched to any depth. Hidden and empty files are left out. It is read into memory, a single file is
+    mapped.
+
+    Args:
+        path: the file or folder.
+        valid_fraction: part of the bytes (of a folder: expected part of the files) held out for validation.
+        test_fraction: likewise for the test.
+
+    Returns:
+        A description of the source, and the bytes of train, valid and test.
+
+    Raises:
+        ValueError: nothing is there, or too little.
+    """
+    root = Path(path).expanduser()
+    if not path or not root.exists():
+        raise ValueError(f"data.path={path!r} does not exist. Name a file or a folder by --config.data.path.")
+    try:
+        if root.is_dir():
+            sizes = _file_sizes(root, lambda name: name.startswith("."))
+            return f"{path}, {len(sizes)} files", _read_folder(root, sizes, valid_fraction, test_fraction)
+        data = np.memmap(root, np.uint8, mode="r") if root.stat().st_size else np.zeros(0, np.uint8)
+    except OSError as error:
+        raise ValueError(
+            f"data.path={path!r} cannot be read ({error}). Make it readable or change --config.data.path."
+        ) from error
+    return path, split_contiguously(data, str(root), valid_fraction, test_fraction)
+
+
+def split_contiguously(data: np.ndarray, name: str, valid_fraction: float, test_fraction: float) -> Splits:
+    """Cuts bytes into train, valid and test, in this order; each that is wanted gets at least one byte."""
+    num_valid, num_test = (max(1, round(part * len(data))) if part else 0 for part in (valid_fraction, test_fraction))
+    num_train = len(data) - num_valid - num_test
+    if num_train < 1:
+        raise ValueError(
+            f"{name!r} holds {len(data)} bytes, too few to train on and to hold some out. "
+            "Name a larger file or folder by --config.data.path."
+        )
+    return data[:num_train], data[num_train : num_train + num_valid], data[num_train + num_valid :]
+
+
+def assign_files(sizes: dict[str, int], valid_fraction: float, test_fraction: float) -> dict[str, list[str]]:
+    """Assigns each file to a split by a hash of its name, so that other files coming or going do not move it.
+
+    A split that is wanted and got no file takes one from the largest split: train its biggest, the others its smallest.
+
+    Args:
+        sizes: bytes by name (path below the root, with `/`); at least one file for each split that is wanted.
+        valid_fraction: expected part of the files for 'valid', above 0.
+        test_fraction: expected part of the files for 'test'.
+
+    Returns:
+        Sorted names by split.
+    """
+    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for name in sizes:
+        rank = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64
+        held_out = "valid" if rank < valid_fraction else "test"
+        splits[held_out if rank < valid_fraction + test_fraction else "train"].append(name)
+    for split in ("train", "valid", "test") if test_fraction else ("train", "valid"):
+        if not splits[split]:
+            donor = max(splits.values(), key=len)
+            pick = max if split == "train" else min
+            splits[split].append(donor.pop(donor.index(pick(donor, key=lambda name: (sizes[name], name)))))
+    return {split: sorted(names) for split, names in splits.items()}
+
+
+def _read_folder(root: Path, sizes: dict[str, int], valid_fraction: float, test_fraction: float) -> Splits:
+    if not sizes:
+        raise ValueError(f"data.path={str(root)!r} holds no files with content. Name another by --config.data.path.")
+    if len(sizes) < 2 + (test_fraction > 0):
+        return split_contiguously(_join(root, sorted(sizes)), str(root), valid_fraction, test_fraction)
+    names = assign_files(sizes, valid_fraction, test_fraction)
+    return _join(root, names["train"]), _join(root, names["valid"]), _join(root, names["test"])
+
+
+def _join(root: Path, names: list[str]) -> np.ndarray:
+    return np.frombuffer(SEPARATOR.join((root / name).read_bytes() for name in names), np.uint8)
+
+
+def _is_outside_library(folder_name: str) -> bool:
+    return folder_name in _NOT_THE_LIBRARY or folder_name.startswith((".", "config-"))
+
+
+def _file_sizes(root: Path, is_skipped: Callable[[str], bool], suffix: str = "") -> dict[str, int]:
+    """Sizes in bytes of the files below `root` that are not empty or hidden; folders `is_skipped` are not entered."""
+    sizes = {}
+    for folder, subfolders, names in os.walk(root, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if not is_skipped(name)]
+        for path in (Path(folder, name) for name in names if name.endswith(suffix) and not name.startswith(".")):
+            if path.is_file() and path.stat().st_size:
+                sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+    return sizes
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,1 @@
+"""Flax Linen layers: parameters, projections, and a call into the operations."""

@@ -1,0 +1,80 @@
+"""Position-wise feed-forward layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt
+
+from reformer.config import ReformerConfig
+from reformer.ops.dropout import dropout, fold
+from reformer.ops.reversible import Residual, position_wise
+from reformer.sharding import constrain
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, dense, dropout, activation, dense, dropout.
+
+    As in trax and Hugging Face, the hidden dropout comes before the activation.
+    """
+
+    config: ReformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        row: Int[Array, "batch length"] | None = None,
+        seed: UInt[Array, ""] | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """Applies the layer.
+
+        Args:
+          x: a residual stream.
+          row: number of every token, for dropout.
+          seed: of the dropout masks; None = no dropout.
+
+        Returns:
+          The residual, in the type of `x`.
+        """
+        config = self.config
+        kinds = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        rate = 0.0 if seed is None else config.dropout_rate
+        normed = layer_norm(config, name="norm")(x).astype(kinds["dtype"])
+        hidden = nn.Dense(config.mlp_dim, name="hidden", kernel_init=nn.initializers.glorot_uniform(), **kinds)(normed)
+        hidden = constrain(hidden, "act_batch", "act_length", "act_mlp")
+        if rate:
+            hidden = dropout(hidden, rate, fold(seed, 0), row)
+        hidden = ACTIVATIONS[config.activation](hidden)
+        out = nn.Dense(config.embed_dim, name="output", kernel_init=nn.initializers.glorot_uniform(), **kinds)(hidden)
+        if rate:
+            out = dropout(out, rate, fold(seed, 1), row)
+        return out.astype(x.dtype)
+
+
+def layer_norm(config: ReformerConfig, **kwargs) -> nn.LayerNorm:
+    """LayerNorm in at least float32, whatever the compute type."""
+    wide = jnp.promote_types(jnp.float32, config.dtype)
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_epsilon,
+        dtype=wide,
+        param_dtype=jnp.dtype(config.param_dtype),
+        use_fast_variance=False,
+        **kwargs,
+    )
+
+
+def feed_forward_residual(config: ReformerConfig) -> Residual:
+    """The layer as a residual function of a reversible stack; its fixed input is a dropout seed or None."""
+    layer = FeedForward(config, parent=None)
+
+    def run(params, x, row, seed):
+        return layer.apply({"params": params}, x, row, seed)
+
+    return position_wise(run, config.mlp_chunk_length)

@@ -1,0 +1,212 @@
+"""The Reformer language model."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from reformer.config import ReformerConfig
+from reformer.layers import stack
+from reformer.layers.attention import Fixed, falls_back_to_full, num_buckets, padded_length
+from reformer.layers.embeddings import Embeddings
+from reformer.layers.feed_forward import layer_norm
+from reformer.ops import hashing
+from reformer.ops.dropout import draw_seed, dropout, fold
+from reformer.ops.losses import chunked_cross_entropy
+from reformer.sharding import constrain
+
+Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
+
+
+class ReformerLM(nn.Module):
+    """A Reformer language model: causal, or with `config.causal=False` a masked language model.
+
+    Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", arXiv 2001.04451.
+    """
+
+    config: ReformerConfig
+
+    def setup(self):
+        config = self.config
+        self.embeddings = Embeddings(config)
+        self.stack = stack.stacked_blocks(config)
+        self.norm = layer_norm(config)
+        self.head = _head(config)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch length vocab"]:
+        """Computes the logits of every position.
+
+        Args:
+          tokens: ids below `vocab_size`, of any length up to `max_length`.
+          mask: True = real token; None = all are.
+          rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
+          deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
+
+        Returns:
+          Logits, in at least float32; those of masked positions mean nothing.
+
+        Raises:
+          ValueError: the sequence is too long, or rotations are wrong or missing.
+        """
+        streams, seed = self._run(tokens, mask, rotations, deterministic)
+        if self.is_initializing():
+            self.head(self.norm(jnp.concatenate(streams, axis=-1)))
+        batch, length = tokens.shape
+        row = jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
+        return _logits(self.config, self._head_params(), streams, row, seed)
+
+    def loss(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Int[Array, "batch length"],
+        *,
+        weights: Float[Array, "batch length"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Computes the weighted cross-entropy, `loss_chunk_length` tokens at a time.
+
+        Args:
+          tokens: as in `__call__`.
+          targets: the ids to predict, already shifted.
+          weights: of the targets; None = 1. A target counts with weight times mask.
+          mask: as in `__call__`.
+          rotations: as in `__call__`.
+          deterministic: as in `__call__`.
+
+        Returns:
+          Sum of weighted nats, and sum of weights; (0, 0) for zero weights.
+
+        Raises:
+          ValueError: as in `__call__`.
+        """
+        streams, seed = self._run(tokens, mask, rotations, deterministic)
+        if weights is None:
+            weights = jnp.ones(tokens.shape, streams[0].dtype)
+        if mask is not None:
+            weights = weights * mask
+
+        def logits(params, streams, row, seed):
+            return _logits(self.config, params, streams, row, seed)
+
+        return chunked_cross_entropy(
+            logits, self.config.loss_chunk_length, self._head_params(), streams, targets, weights, seed
+        )
+
+    def _head_params(self):
+        return {name: self.variables["params"][name] for name in ("norm", "head")}
+
+    def _run(self, tokens, mask, rotations, deterministic):
+        """Embeds and runs the stack; returns the two streams and the dropout seed of the head."""
+        config = self.config
+        length = tokens.shape[1]
+        if length > config.max_length:
+            raise ValueError(
+                f"length={length} exceeds max_length={config.max_length}. Raise max_length or shorten the input."
+            )
+        seed = self._dropout_seed(deterministic)
+        tokens, mask = _pad(tokens, mask, padded_length(length, config))
+        x = self.embeddings(tokens)
+        if seed is not None:
+            row = jnp.arange(tokens.size, dtype=jnp.int32).reshape(tokens.shape)
+            x = dropout(x, config.dropout_rate, fold(seed, 0), row)
+        x = constrain(x, "act_batch", "act_length", "act_embed")
+        if self.is_initializing():
+            self.stack(x[:1, :1])
+            return (x, x), None
+        fixed = self._fixed(tokens.shape[1], mask, rotations, seed)
+        streams = stack.run_stack(config, self.variables["params"]["stack"], x, fixed)
+        return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
+
+    def _dropout_seed(self, deterministic: bool):
+        config = self.config
+        rates = [config.dropout_rate, *map(config.attention_weights_dropout_rate, config.attention_pattern)]
+        if deterministic or not any(rates) or self.is_initializing():
+            return None
+        if not self.has_rng("dropout"):
+            raise ValueError("deterministic=False with dropout needs rngs={'dropout': key}.")
+        return draw_seed(self.make_rng("dropout"))
+
+    def _fixed(self, length: int, mask, rotations, seed):
+        """The fixed inputs of the residual functions, stacked over blocks."""
+        config = self.config
+        pattern, num_blocks = config.attention_pattern, config.num_blocks
+        per_layer = iter(self._rotations(length, rotations))
+        seeds = None
+        if seed is not None:
+            seeds = fold(seed, jnp.arange(2, 2 + 2 * config.num_layers)).reshape(num_blocks, 2 * len(pattern))
+        fixed = []
+        for i, kind in enumerate(pattern):
+            of_attention, of_mlp = (None, None) if seeds is None else (seeds[:, 2 * i], seeds[:, 2 * i + 1])
+            of_layer = next(per_layer) if kind == "lsh" else None
+            fixed += [Fixed(stack.stack_over_blocks(mask, num_blocks), of_layer, of_attention), of_mlp]
+        return tuple(fixed)
+
+    def _rotations(self, length: int, rotations: Rotations | None) -> list:
+        """For every LSH layer of the pattern the rotations of all blocks, stacked."""
+        config = self.config
+        num_in_pattern = config.attention_pattern.count("lsh")
+        if not num_in_pattern or falls_back_to_full(config, length, config.lsh_chunk_length):
+            return [None] * num_in_pattern
+        factors = num_buckets(length, config)
+        if rotations is None:
+            rotations = self._draw_rotations(factors)
+        if len(rotations) != config.num_lsh_layers:
+            raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
+        for array in rotations:
+            hashing.check_rotations(array.shape, (config.num_heads, config.head_dim), factors)
+            if array.shape[2] != config.num_hashes:
+                raise ValueError(
+                    f"rotations of shape {array.shape} have {array.shape[2]} rounds, not num_hashes={config.num_hashes}."
+                )
+        return [jnp.stack(rotations[i::num_in_pattern]) for i in range(num_in_pattern)]
+
+    def _draw_rotations(self, factors: tuple[int, ...]) -> list:
+        config = self.config
+        if not self.has_rng("hash"):
+            raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
+        dtype = jnp.promote_types(jnp.float32, config.dtype)
+        rngs = jax.random.split(self.make_rng("hash"), config.num_lsh_layers)
+        return [
+            hashing.draw_rotations(rng, config.num_heads, config.head_dim, config.num_hashes, factors, dtype)
+            for rng in rngs
+        ]
+
+
+def _head(config: ReformerConfig, **kwargs) -> nn.Dense:
+    return nn.Dense(
+        config.vocab_size,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        kernel_init=nn.initializers.glorot_uniform(),
+        **kwargs,
+    )
+
+
+def _logits(config: ReformerConfig, params, streams, row, seed):
+    """LayerNorm of the two streams side by side, dropout, and the projection to the vocabulary."""
+    hidden = layer_norm(config, parent=None).apply({"params": params["norm"]}, jnp.concatenate(streams, axis=-1))
+    if seed is not None:
+        hidden = dropout(hidden, config.dropout_rate, seed, row)
+    logits = _head(config, parent=None).apply({"params": params["head"]}, hidden)
+    logits = constrain(logits, "act_batch", "act_length", "act_vocab")
+    return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+
+
+def _pad(tokens, mask, length: int):
+    """Pads to `length` with masked tokens, as Hugging Face's windows need it."""
+    missing = length - tokens.shape[1]
+    if not missing:
+        return tokens, mask
+    mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+    return jnp.pad(tokens, ((0, 0), (0, missing))), jnp.pad(mask, ((0, 0), (0, missing)))

@@ -1,0 +1,1 @@
+"""Pure JAX operations: no Flax, no configuration object, no I/O."""

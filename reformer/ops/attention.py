@@ -1,0 +1,277 @@
+"""Full, local and LSH self-attention in memory that does not grow with the square of the length.
+
+The public functions take arrays [batch, length, heads, head_dim], as `jax.nn.dot_product_attention`
+does. Their gradient is written by hand (see `block` and `rows`), so that nothing but the inputs, the
+output, the log-normaliser and the permutation is kept for the backward pass.
+
+`attend` and `attend_with_gradients` are the same for code that has its own backward pass: the
+reversible layers know the cotangent of the output while they recompute it.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
+
+from reformer.ops import chunking, hashing, rows
+from reformer.ops.dropout import draw_seed, fold
+from reformer.ops.masking import Rule
+from reformer.ops.rows import Arrays, Context, Order, Plan
+from reformer.ops.sorting import sort_by_bucket
+
+_SCORES_AT_ONCE_CPU = 2**19  # 2 MB of float32 scores stay in cache
+_SCORES_AT_ONCE = 2**25  # an accelerator wants large launches
+_FULL_SCORES_AT_ONCE_CPU = 2**21
+
+
+def full_attention(
+    query: Float[Array, "batch length heads head_dim"],
+    key: Float[Array, "batch length heads head_dim"] | None,
+    value: Float[Array, "batch length heads value_dim"],
+    *,
+    causal: bool = True,
+    mask: Bool[Array, "batch length"] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: PRNGKeyArray | None = None,
+    semantics: str = "reformer",
+) -> Float[Array, "batch length heads value_dim"]:
+    """Ordinary softmax attention, a block of queries at a time.
+
+    Args:
+      query: queries, or with `key=None` the shared projection.
+      key: keys; scores are q.k / sqrt(head_dim). None = unit vectors of the query, scores q.k, and a
+        token attends to itself only if it has nothing else (arXiv 2001.04451, section 2, "Shared-QK").
+      value: values.
+      causal: attend to the token itself and earlier ones only.
+      mask: True = real token; the others are never attended. A query without any key gets 0.
+      dropout_rate: of the attention weights.
+      dropout_rng: needed for a positive `dropout_rate`.
+      semantics: 'reformer', or 'huggingface' for the fill values of their masks.
+
+    Returns:
+      The attention output, in the type of `value`.
+
+    Raises:
+      ValueError: dropout without `dropout_rng`.
+    """
+    plan = full_plan(query.shape[1], causal, key is None, dropout_rate, semantics)
+    context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
+    return attend(plan, Arrays(query, key, value), context)
+
+
+def local_attention(
+    query: Float[Array, "batch length heads head_dim"],
+    key: Float[Array, "batch length heads head_dim"] | None,
+    value: Float[Array, "batch length heads value_dim"],
+    *,
+    chunk_length: int,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    causal: bool = True,
+    mask: Bool[Array, "batch length"] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: PRNGKeyArray | None = None,
+    semantics: str = "reformer",
+) -> Float[Array, "batch length heads value_dim"]:
+    """Attention within a chunk of neighbouring tokens and the chunks around it.
+
+    Args:
+      query: as in `full_attention`.
+      key: as in `full_attention`.
+      value: as in `full_attention`.
+      chunk_length: tokens per chunk. The length need not be a multiple of it.
+      num_chunks_before: how many chunks before its own a query sees; none beyond the ends.
+      num_chunks_after: likewise after.
+      causal: as in `full_attention`.
+      mask: as in `full_attention`.
+      dropout_rate: as in `full_attention`.
+      dropout_rng: as in `full_attention`.
+      semantics: 'huggingface' makes the windows wrap around and needs a length that is a multiple
+        of `chunk_length`.
+
+    Returns:
+      The attention output, in the type of `value`.
+
+    Raises:
+      ValueError: dropout without `dropout_rng`; an indivisible length where windows wrap around.
+    """
+    rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after)
+    plan = chunked_plan(query.shape[1], chunk_length, rule)
+    context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
+    return attend(plan, Arrays(query, key, value), context)
+
+
+def lsh_attention(
+    query_key: Float[Array, "batch length heads head_dim"],
+    value: Float[Array, "batch length heads value_dim"],
+    *,
+    rotations: Float[Array, "heads head_dim rounds columns"],
+    num_buckets: int | tuple[int, ...],
+    chunk_length: int,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    causal: bool = True,
+    mask: Bool[Array, "batch length"] | None = None,
+    within_bucket: bool = False,
+    correct_duplicates: bool = False,
+    dropout_rate: float = 0.0,
+    dropout_rng: PRNGKeyArray | None = None,
+    semantics: str = "reformer",
+) -> Float[Array, "batch length heads value_dim"]:
+    """Attention among tokens that hash alike, with a shared query-key projection.
+
+    Per round: hash, sort by (bucket, position), cut into chunks, attend within the chunk and its
+    neighbours, undo the sort. All rounds are one softmax over the keys they show to a query.
+
+    The weights are causal, but *which* earlier keys a query sees depends, through the sort, on the
+    buckets of later tokens too.
+
+    Args:
+      query_key: the shared projection; keys are its unit vectors.
+      value: values.
+      rotations: Gaussian, from `reformer.ops.hashing.draw_rotations`; their third axis is the number
+        of hash rounds.
+      num_buckets: buckets per round, even, or a tuple of even factors.
+      chunk_length: tokens per chunk of the sorted list. The length need not be a multiple of it.
+      num_chunks_before: how many chunks before its own a query sees; none beyond the round's ends.
+      num_chunks_after: likewise after.
+      causal: keys up to the query's own position only.
+      mask: True = real token. The others go to a bucket of their own and are never attended.
+      within_bucket: attend only to keys of the query's own bucket (paper, Eq. 2).
+      correct_duplicates: count a key that a query sees in N rounds once instead of N times, by
+        subtracting log N from its score (paper, appendix A).
+      dropout_rate: of the attention weights.
+      dropout_rng: needed for a positive `dropout_rate`.
+      semantics: 'huggingface' makes the windows wrap around from round to round, with their fill
+        values, and needs a length that is a multiple of `chunk_length`.
+
+    Returns:
+      The attention output, in the type of `value`.
+
+    Raises:
+      ValueError: rotations that do not fit; dropout without `dropout_rng`; an indivisible length
+        where windows wrap around.
+
+    Source: arXiv 2001.04451, section 2, "LSH attention", and appendix A.
+    """
+    order = sort_by_hash(query_key, rotations, num_buckets, mask, keep_buckets=within_bucket)
+    rule = Rule(causal, True, dropout_rate, semantics, num_chunks_before, num_chunks_after)
+    plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates)
+    context = Context(mask, order, _seeds(query_key, dropout_rate, dropout_rng))
+    return attend(plan, Arrays(query_key, None, value), context)
+
+
+def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: bool = False) -> Order:
+    """Hashes and sorts; arguments as in `lsh_attention`. Returns arrays [batch, heads, rounds, length]."""
+    factors = num_buckets if isinstance(num_buckets, tuple) else (num_buckets,)
+    buckets = hashing.hash_vectors(query_key, rotations, factors, mask)
+    num_ids = 1
+    for factor in factors:
+        num_ids *= factor
+    permutation = sort_by_bucket(buckets, num_ids + (mask is not None))
+    return Order(permutation, buckets if keep_buckets else None)
+
+
+def full_plan(length: int, causal: bool, shared: bool, dropout_rate: float, semantics: str) -> Plan:
+    """The plan of full attention over `length` tokens."""
+    most = _FULL_SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
+    num_queries = min(length, max(64, most // length))
+    cut = chunking.Geometry(num_queries, 0, 0, -(-length // num_queries), 1)
+    return Plan(Rule(causal, shared, dropout_rate, semantics), cut, True, False, max(1, most // length**2))
+
+
+def chunked_plan(length: int, chunk_length: int, rule: Rule, correct_duplicates: bool = False) -> Plan:
+    """The plan of local and LSH attention over `length` tokens."""
+    if rule.semantics == "huggingface" and length % chunk_length:
+        raise ValueError(
+            f"length={length} is not a multiple of chunk_length={chunk_length}, which windows that wrap around "
+            "(semantics='huggingface') need. Pad and mask the input."
+        )
+    most = _SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
+    cut = chunking.geometry(length, chunk_length, rule.before, rule.after, most)
+    scores_per_row = cut.num_chunks * chunk_length * cut.window
+    return Plan(rule, cut, False, correct_duplicates, max(1, most // scores_per_row))
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def dropout_seeds(seed: UInt[Array, ""], batch: int, num_heads: int) -> UInt[Array, "batch heads"]:
+    """A seed for the attention dropout of every head of every example."""
+    return fold(seed, jnp.arange(batch * num_heads).reshape(batch, num_heads))
+
+
+def _seeds(query, dropout_rate: float, dropout_rng):
+    if dropout_rate == 0:
+        return None
+    if dropout_rng is None:
+        raise ValueError(f"dropout_rate={dropout_rate} needs dropout_rng. Pass a jax.random key or set the rate to 0.")
+    return dropout_seeds(draw_seed(dropout_rng), query.shape[0], query.shape[2])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(plan: Plan, arrays: Arrays, context: Context) -> Float[Array, "batch length heads value_dim"]:
+    """Attention as planned; `arrays` [batch, length, heads, dim], `context` with batch and heads leading."""
+    return _forward(plan, arrays, context)[0]
+
+
+def _forward(plan: Plan, arrays: Arrays, context: Context):
+    run = rows.full_forward if plan.is_full else rows.chunked_forward
+    out, log_normalizer = _map_rows(plan, partial(run, plan), arrays, context)
+    return _heads_last(out).astype(arrays.value.dtype), log_normalizer
+
+
+def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
+    out, log_normalizer = _forward(plan, arrays, context)
+    return out, (arrays, context, out, log_normalizer)
+
+
+def _attend_backward(plan: Plan, saved, out_gradient):
+    arrays, context, out, log_normalizer = saved
+    run = rows.full_backward if plan.is_full else rows.chunked_backward
+    moved = _heads_first(out), log_normalizer, _heads_first(out_gradient)
+    gradients = _map_rows(plan, partial(run, plan), arrays, context, *moved)
+    return _like(gradients, arrays), None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attend_with_gradients(plan: Plan, arrays: Arrays, context: Context, out_gradient) -> tuple[Array, Arrays]:
+    """Output of `attend` together with the cotangents of `arrays`, given that of the output.
+
+    One pass over the blocks where a block holds all keys of its queries (full and local attention
+    and a single hash round). Several rounds need the merged log-normaliser first: two passes.
+    """
+    if context.order is not None and context.order.permutation.shape[2] > 1:
+        out, saved = _attend_forward(plan, arrays, context)
+        return out, _attend_backward(plan, saved, out_gradient)[0]
+    run = rows.full_forward_and_backward if plan.is_full else rows.chunked_forward_and_backward
+    out, gradients = _map_rows(plan, partial(run, plan), arrays, context, _heads_first(out_gradient))
+    return _heads_last(out).astype(arrays.value.dtype), _like(gradients, arrays)
+
+
+def _heads_first(x):
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _heads_last(x):
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _like(gradients: Arrays, arrays: Arrays) -> Arrays:
+    return jax.tree.map(lambda g, x: _heads_last(g).astype(x.dtype), gradients, arrays)
+
+
+def _map_rows(plan: Plan, run, arrays: Arrays, context: Context, *others):
+    """Runs a function of one row over all examples and heads."""
+    batch, _, num_heads, _ = arrays.query.shape
+    arrays = jax.tree.map(_heads_first, arrays)
+    if context.mask is not None:
+        context = context._replace(mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, context.mask.shape[1])))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, context, *others))
+    batch_size = min(plan.rows_at_once, batch * num_heads)
+    result = jax.lax.map(lambda row: run(*row), flat, batch_size=None if batch_size == 1 else batch_size)
+    return jax.tree.map(lambda x: x.reshape(batch, num_heads, *x.shape[1:]), result)

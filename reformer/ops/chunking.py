@@ -1,0 +1,121 @@
+"""Cutting a length into chunks: windows of neighbouring chunks, and maps that bound scratch memory."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+NO_POSITION = -1  # the position of an empty slot
+
+
+class Geometry(NamedTuple):
+    """How a row of slots is cut into chunks and blocks of chunks. All static.
+
+    A query in chunk c sees the chunks c - before .. c + after. A block is what is computed at once:
+    `block` query chunks with the keys of block + before + after chunks.
+    """
+
+    chunk_length: int
+    before: int
+    after: int
+    num_chunks: int
+    block: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in a row; the last one may reach past the last chunk, into empty slots."""
+        return math.ceil(self.num_chunks / self.block)
+
+    @property
+    def window(self) -> int:
+        """Key slots that a query sees."""
+        return (1 + self.before + self.after) * self.chunk_length
+
+
+def geometry(length: int, chunk_length: int, before: int, after: int, max_scores: int) -> Geometry:
+    """Cuts `length` slots into chunks, and into blocks of at most about `max_scores` attention scores."""
+    num_chunks = math.ceil(length / chunk_length)
+    scores_per_chunk = chunk_length * (1 + before + after) * chunk_length
+    most = max(1, before + after, max_scores // scores_per_chunk)
+    even = math.ceil(num_chunks / math.ceil(num_chunks / most))  # blocks of equal size, little left over
+    # A block's windows reach into the next block only: what they spill over is carried one step.
+    return Geometry(chunk_length, before, after, num_chunks, max(even, min(before + after, num_chunks)))
+
+
+def extend(x: jax.Array, cut: Geometry, fill) -> jax.Array:
+    """Pads axis 0 of `x` with the empty chunks that the first and last blocks look at."""
+    front = cut.before * cut.chunk_length
+    total = (cut.num_blocks * cut.block + cut.before + cut.after) * cut.chunk_length
+    return jnp.pad(x, [(front, total - front - x.shape[0])] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+
+
+def extend_wrapped(permutation: jax.Array, cut: Geometry, fill) -> jax.Array:
+    """`extend` for all rounds [rounds, length] of sorted positions with windows that wrap around.
+
+    The chunk before a round's first is the last of the round before it, and the very first looks at
+    the very last (trax and Hugging Face). The length must be a multiple of the chunk length.
+    """
+    num_rounds = permutation.shape[0]
+    chunks = permutation.reshape(num_rounds * cut.num_chunks, cut.chunk_length)
+    offset = jnp.arange(-cut.before, cut.num_chunks + cut.after)
+    wanted = jnp.arange(num_rounds)[:, None] * cut.num_chunks + offset[None, :]
+    rows = chunks[wanted % len(chunks)].reshape(num_rounds, -1)
+    missing = (cut.num_blocks * cut.block - cut.num_chunks) * cut.chunk_length
+    return jnp.pad(rows, ((0, 0), (0, missing)), constant_values=fill)
+
+
+def windows(x: jax.Array, cut: Geometry) -> jax.Array:
+    """Turns the slots of one block [(block + before + after) * chunk, ...] into [block, window, ...]."""
+    chunks = x.reshape(-1, cut.chunk_length, *x.shape[1:])
+    shifted = [jax.lax.slice_in_dim(chunks, i, i + cut.block) for i in range(1 + cut.before + cut.after)]
+    return jnp.concatenate(shifted, axis=1)
+
+
+def queries(x: jax.Array, cut: Geometry) -> jax.Array:
+    """The slots of one block that are queries, as [block, chunk_length, ...]."""
+    first, size = cut.before * cut.chunk_length, cut.block * cut.chunk_length
+    return jax.lax.slice_in_dim(x, first, first + size).reshape(cut.block, cut.chunk_length, *x.shape[1:])
+
+
+def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis: int, out_axis: int):
+    """Applies `fn` to chunks of `x` along an axis, one after another, and writes the results side by side.
+
+    Args:
+      fn: (carry, chunk of the pytree `x`) -> (carry, result); the result has the chunk's size along
+        `out_axis`.
+      carry: pytree handed from chunk to chunk.
+      x: pytree of arrays.
+      chunk_length: size of a chunk; None or at least the whole size = one call. What is left over
+        when it does not divide the size is a call of its own.
+      in_axis: axis of every leaf of `x`.
+      out_axis: axis of every leaf of the result.
+
+    Returns:
+      The last carry and the joined results.
+    """
+    size = jax.tree.leaves(x)[0].shape[in_axis]
+    if chunk_length is None or chunk_length >= size:
+        return fn(carry, x)
+
+    def visit(state, start, length):
+        carry, out = state
+        chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, length, in_axis), x)
+        carry, new = fn(carry, chunk)
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=out_axis)
+        return carry, jax.tree.map(write, out, new)
+
+    first = jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, chunk_length, axis=in_axis), x)
+    result = jax.eval_shape(fn, carry, first)[1]
+    out = jax.tree.map(lambda r: jnp.zeros((*r.shape[:out_axis], size, *r.shape[out_axis + 1 :]), r.dtype), result)
+    num_chunks, rest = divmod(size, chunk_length)
+    starts = jnp.arange(num_chunks) * chunk_length
+    state = jax.lax.scan(lambda state, start: (visit(state, start, chunk_length), None), (carry, out), starts)[0]
+    return visit(state, num_chunks * chunk_length, rest) if rest else state
+
+
+def map_chunks(fn: Callable, x, chunk_length: int | None, *, in_axis: int, out_axis: int):
+    """`scan_chunks` without a carry."""
+    return scan_chunks(lambda _, chunk: (None, fn(chunk)), None, x, chunk_length, in_axis=in_axis, out_axis=out_axis)[1]

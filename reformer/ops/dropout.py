@@ -1,0 +1,58 @@
+"""Dropout by a counter-based integer hash: cheap, and replayed exactly by anyone who knows the seed.
+
+`jax.random` bits cost as much as a matrix product of the layer they regularise (0.5 s for 65,536 x
+512 on two CPU cores). Here the decision about an element depends on nothing but a 32-bit seed and
+the element's row and column, so a mask does not change with chunking, sharding or the order of
+evaluation, and the reverse sweep of a reversible stack repeats it bit for bit.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+
+
+def draw_seed(rng: PRNGKeyArray) -> UInt[Array, ""]:
+    """Draws a 32-bit seed from a JAX random key."""
+    return jax.random.bits(rng, (), jnp.uint32)
+
+
+def fold(seed: UInt[Array, "*shape"], counter: Int[Array, "*shape"] | int) -> UInt[Array, "*shape"]:
+    """Derives an independent seed for every value of `counter`."""
+    return _mix(_mix(seed) + jnp.asarray(counter).astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+
+
+def keep_mask(
+    seed: UInt[Array, ""], row: Int[Array, "..."], column: Int[Array, "..."], rate: float
+) -> Bool[Array, "..."]:
+    """Decides for every (row, column), broadcast together, whether it is kept; True with probability 1 - rate."""
+    row_hash = _mix(row.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + seed)
+    column_hash = column.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
+    return _mix(row_hash ^ column_hash) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def dropout(
+    x: Float[Array, "*rows features"], rate: float, seed: UInt[Array, ""], row: Int[Array, "*rows"]
+) -> Float[Array, "*rows features"]:
+    """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Args:
+      x: any array.
+      rate: from 0 to below 1; 0 returns `x`.
+      seed: from `draw_seed`; the same seed and rows give the same mask.
+      row: the number of each row of `x` in the whole, unchunked array.
+    """
+    if rate == 0:
+        return x
+    column = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    column = column.reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.where(keep_mask(seed, row[..., None], column, rate), x / (1 - rate), jnp.zeros_like(x))
+
+
+def _mix(bits):
+    """A bijection of 32-bit integers in which every input bit flips every output bit about half the time.
+
+    Source: Wellons 2018, "Prospecting for hash functions", the function lowbias32.
+    """
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)

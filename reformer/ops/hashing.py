@@ -1,0 +1,112 @@
+"""Locality-sensitive hashing by random rotations (angular LSH).
+
+Source: Kitaev et al. 2020 (arXiv 2001.04451), section 2, "Locality sensitive hashing"; the scheme
+is that of Andoni et al. 2015 (arXiv 1509.02897).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from reformer.ops.chunking import map_chunks
+
+_MAX_FACTOR_BITS = 6  # factors of at most 64: a hash costs at most 32 projections per factor
+_HASH_CHUNK_LENGTH = 16_384  # tokens projected at once, so that scratch does not grow with length
+
+
+def choose_num_buckets(length: int, chunk_length: int) -> tuple[int, ...]:
+    """Chooses the number of buckets of one hash round, as factors.
+
+    The paper's m = 2 l / B gives B = 2 l / m buckets for chunks of m tokens: two chunks hold four
+    average buckets, so that a bucket rarely outgrows the window. A plain hash needs B/2 projections
+    per token, which is quadratic in length over all tokens; factors of at most 64 need 3 * 32 even
+    at 2**17 buckets.
+
+    Args:
+      length: tokens in the sequence.
+      chunk_length: tokens per chunk.
+
+    Returns:
+      Powers of two, ascending, as few and as even as possible, whose product is the largest power
+      of two of at most 2 * ceil(length / chunk_length).
+
+    Source: arXiv 2001.04451, section 2, below Eq. 5.
+    """
+    bits = (2 * math.ceil(length / chunk_length)).bit_length() - 1
+    num_factors = math.ceil(bits / _MAX_FACTOR_BITS)
+    return tuple(2 ** ((bits + i) // num_factors) for i in range(num_factors))
+
+
+def draw_rotations(
+    rng: PRNGKeyArray, num_heads: int, head_dim: int, num_hashes: int, factors: tuple[int, ...], dtype=jnp.float32
+) -> Float[Array, "heads head_dim rounds columns"]:
+    """Draws the Gaussian rotations of one layer, one set per head and round, shared by the batch."""
+    return jax.random.normal(rng, (num_heads, head_dim, num_hashes, sum(factors) // 2), dtype)
+
+
+def hash_vectors(
+    vectors: Float[Array, "batch length heads head_dim"],
+    rotations: Float[Array, "heads head_dim rounds columns"],
+    factors: tuple[int, ...],
+    mask: Bool[Array, "batch length"] | None = None,
+) -> Int[Array, "batch heads rounds length"]:
+    """Assigns every vector to a bucket in every round, h(x) = argmax([xR; -xR]).
+
+    Args:
+      vectors: the vectors to hash; their length does not matter. No gradient flows through a hash.
+      rotations: from `draw_rotations`; the columns of the factors lie side by side.
+      factors: even factors of the number of buckets. Each gets its own hash; they are combined low
+        order first: bucket = a_0 + f_0 a_1 + f_0 f_1 a_2 + ...
+      mask: True = real token. Masked tokens go to a bucket of their own, number prod(factors).
+
+    Returns:
+      Bucket ids, int32, from 0 to prod(factors) (inclusive only with a mask).
+
+    Source: arXiv 2001.04451, section 2, "Locality sensitive hashing".
+    """
+    check_rotations(rotations.shape, vectors.shape[2:], factors)
+    dtype = jnp.promote_types(jnp.float32, vectors.dtype)
+    rotations = jax.lax.stop_gradient(rotations).astype(vectors.dtype)
+
+    def hash_chunk(chunk):
+        # Columns before length: reductions over a leading axis vectorise along the length.
+        projected = jnp.einsum("blhd,hdrs->bhrsl", chunk, rotations, preferred_element_type=dtype)
+        return _combine(projected, factors)
+
+    buckets = map_chunks(hash_chunk, jax.lax.stop_gradient(vectors), _HASH_CHUNK_LENGTH, in_axis=1, out_axis=3)
+    if mask is not None:
+        buckets = jnp.where(mask[:, None, None, :], buckets, math.prod(factors))
+    return buckets
+
+
+def _combine(projected, factors: tuple[int, ...]):
+    """Turns projections [batch, heads, rounds, columns, length] into buckets without the columns axis."""
+    bucket, stride, column = 0, 1, 0
+    for factor in factors:
+        half = projected[:, :, :, column : column + factor // 2]
+        bucket += stride * _first_argmax_of_both_signs(half)
+        stride, column = stride * factor, column + factor // 2
+    return bucket
+
+
+def _first_argmax_of_both_signs(half):
+    """argmax of concat([half, -half]) along axis 3 by a max and a min, which vectorise where argmax does not."""
+    size = half.shape[3]
+    largest = jnp.max(jnp.abs(half), axis=3, keepdims=True)
+    column = jax.lax.broadcasted_iota(jnp.int32, half.shape, 3)
+    index = jnp.where(half == largest, column, jnp.where(-half == largest, column + size, 0x7FFFFFFF))
+    return jnp.minimum(jnp.min(index, axis=3), 2 * size - 1)  # NaN: the last bucket, never out of range
+
+
+def check_rotations(shape: tuple[int, ...], heads_and_dim: tuple[int, ...], factors: tuple[int, ...]) -> None:
+    """Raises ValueError unless rotations of `shape` fit the vectors and the factors."""
+    if not factors or any(factor < 2 or factor % 2 for factor in factors):
+        raise ValueError(f"num_buckets={factors} must be one or more even factors of at least 2.")
+    expected = (*heads_and_dim, shape[2] if len(shape) == 4 else "num_hashes", sum(factors) // 2)
+    if tuple(shape) != expected:
+        raise ValueError(
+            f"rotations of shape {tuple(shape)} do not fit; expected [num_heads, head_dim, num_hashes, "
+            f"sum(factors) // 2] = {expected} for num_buckets={factors}."
+        )

@@ -1,0 +1,94 @@
+"""Cross-entropy over a vocabulary, in chunks of the length, so that [length, vocab] never exists."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from reformer.ops.chunking import scan_chunks
+
+
+def cross_entropy(
+    logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"]
+) -> Float[Array, "batch length"]:
+    """Negative log-likelihood of every target, in nats, computed in at least float32."""
+    logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+    # A comparison instead of a gather, whose transpose would be a scatter.
+    chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, 0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def chunked_cross_entropy(
+    logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights, fixed=None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted sum of the cross-entropies of all targets, and the sum of the weights.
+
+    When it is differentiated, each chunk's cotangents are computed together with its loss and only
+    scaled in the backward pass, instead of computing the logits a second time.
+
+    Args:
+      logits_fn: (params, inputs, row [batch, chunk], fixed) -> logits [batch, chunk, vocab]; `row`
+        numbers the tokens of the whole array. Must not close over differentiated values.
+      chunk_length: tokens of a sequence per chunk; None = all at once.
+      params: pytree, differentiated.
+      inputs: pytree of arrays [batch, length, ...], differentiated.
+      targets: ids [batch, length]; must be valid ids even where the weight is zero.
+      weights: [batch, length]; no gradient flows to them.
+      fixed: pytree for `logits_fn` that is not differentiated.
+
+    Returns:
+      Sum of weight * nats, and sum of weights; (0, 0) for zero weights.
+    """
+    run = partial(_chunk_loss, logits_fn, fixed)
+    return _sum_chunks(lambda chunk: (run(params, *chunk), ()), chunk_length, inputs, targets, weights)[0]
+
+
+def _chunk_loss(logits_fn, fixed, params, inputs, row, targets, weights):
+    nats = cross_entropy(logits_fn(params, inputs, row, fixed), targets)
+    return jnp.sum(nats * weights), jnp.sum(weights)
+
+
+def _sum_chunks(fn, chunk_length, inputs, targets, weights, total=()):
+    """Sums fn's losses (and what it returns third) over chunks; joins what it returns second."""
+    batch, length = targets.shape
+    row = jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
+
+    def visit(carry, chunk):
+        sums, out, *rest = fn(chunk)
+        return jax.tree.map(jnp.add, carry, (sums, *rest)), out
+
+    dtype = jnp.promote_types(weights.dtype, jnp.float32)
+    zeros = ((jnp.zeros((), dtype), jnp.zeros((), weights.dtype)), *total)
+    (sums, *rest), out = scan_chunks(
+        visit, zeros, (inputs, row, targets, weights), chunk_length, in_axis=1, out_axis=1
+    )
+    return sums, out, *rest
+
+
+def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed):
+    def differentiate(chunk):
+        inputs, *others = chunk
+
+        def loss(params, inputs):
+            return _chunk_loss(logits_fn, fixed, params, inputs, *others)
+
+        nats, vjp, weight = jax.vjp(loss, params, inputs, has_aux=True)
+        of_params, of_inputs = vjp(jnp.ones_like(nats))
+        return (nats, weight), of_inputs, of_params
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    sums, of_inputs, of_params = _sum_chunks(differentiate, chunk_length, inputs, targets, weights, (zeros,))
+    return sums, (of_params, of_inputs)
+
+
+def _backward(logits_fn, chunk_length, cotangents_of_one, cotangent):
+    scale, _ = cotangent
+    scaled = jax.tree.map(lambda x: (x * scale).astype(x.dtype), cotangents_of_one)
+    return *scaled, None, None, None
+
+
+chunked_cross_entropy.defvjp(_forward, _backward)

@@ -1,0 +1,158 @@
+"""Reversible residual layers: activations are rebuilt in the backward pass instead of stored.
+
+A stack is a list of residual functions under one rule,
+
+    (x1, x2) -> (x2, x1 + f(x2)),        inverse (y1, y2) -> (y2 - f(y1), y1).
+
+Attention, then feed-forward under this rule is the RevNet block of the paper (Y1 = X1 +
+Attention(X2), Y2 = X2 + FeedForward(Y1)). A *block* is a fixed list of residual functions; a scan
+runs over blocks with stacked parameters, so that neither code nor activations grow with the depth.
+
+Source: arXiv 2001.04451, section 3; Gomez et al. 2017 (arXiv 1707.04585).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from reformer.ops.chunking import map_chunks, scan_chunks
+
+
+class Residual(NamedTuple):
+    """One residual function f of a reversible stack.
+
+    Attributes:
+      apply: (params, x, context, fixed, saved) -> (value, saved). `context` is a float pytree shared
+        by all layers and differentiated, `fixed` what is not differentiated (masks, seeds). `saved`
+        is None in the forward pass, and what it returned then when the value is computed again: the
+        discrete decisions that must not change when `x` is rebuilt with a rounding error.
+      value_and_vjp: (params, x, context, fixed, saved, cotangent) -> (value, cotangents of params, x
+        and context): what the reverse sweep subtracts, and the gradients, together.
+    """
+
+    apply: Callable
+    value_and_vjp: Callable
+
+
+def residual(apply: Callable) -> Residual:
+    """A residual function whose vjp is found by tracing it."""
+
+    def value_and_vjp(params, x, context, fixed, saved, cotangent):
+        value, vjp = jax.vjp(lambda *args: apply(*args, fixed, saved)[0], params, x, context)
+        return value, *vjp(cotangent)
+
+    return Residual(apply, value_and_vjp)
+
+
+def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
+    """A residual function of each position by itself, computed in chunks of the length.
+
+    The reverse sweep takes value and cotangents of a chunk together; rematerialisation inside a
+    mapped function would compute the forward a third time.
+
+    Args:
+      fn: (params, x [batch, chunk, embed], row [batch, chunk], fixed) -> value like x. `row` numbers
+        the tokens of the whole array.
+      chunk_length: tokens of a sequence per chunk; None = all at once.
+    """
+
+    def with_rows(x):
+        batch, length = x.shape[:2]
+        return x, jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
+
+    def apply(params, x, context, fixed, saved):
+        del context, saved
+        run = partial(_apply_to_pair, fn, params, fixed)
+        return map_chunks(run, with_rows(x), chunk_length, in_axis=1, out_axis=1), ()
+
+    def value_and_vjp(params, x, context, fixed, saved, cotangent):
+        del saved
+
+        def visit(total, chunk):
+            (x, row), cotangent = chunk
+            value, vjp = jax.vjp(lambda params, x: fn(params, x, row, fixed), params, x)
+            of_params, of_x = vjp(cotangent)
+            return jax.tree.map(jnp.add, total, of_params), (value, of_x)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        of_params, (value, of_x) = scan_chunks(
+            visit, zeros, (with_rows(x), cotangent), chunk_length, in_axis=1, out_axis=1
+        )
+        return value, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
+
+    return Residual(apply, value_and_vjp)
+
+
+def _apply_to_pair(fn, params, fixed, pair):
+    x, row = pair
+    return fn(params, x, row, fixed)
+
+
+def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):
+    """Runs the stack, differentiated by ordinary autodiff: every activation is stored.
+
+    Args:
+      residuals: the residual functions of one block.
+      params: a tuple with a pytree for each residual function, stacked over blocks on axis 0.
+      x1: first stream [batch, length, embed].
+      x2: second stream, likewise.
+      context: float pytree that every residual function receives.
+      fixed: a tuple with a pytree for each residual function, stacked over blocks; not differentiated.
+
+    Returns:
+      Both streams after the last block.
+    """
+    return _forward(residuals, params, x1, x2, context, fixed)[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def reversible_scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):
+    """`scan_blocks` in memory that does not grow with the depth.
+
+    Kept for the backward pass: parameters, context, the two outputs, and per residual function what
+    its `apply` chose to save.
+    """
+    return _forward(residuals, params, x1, x2, context, fixed)[0]
+
+
+def _forward(residuals, params, x1, x2, context, fixed):
+    def run_block(streams, block):
+        x1, x2 = streams
+        saved = []
+        for f, p, constants in zip(residuals, *block, strict=True):
+            value, kept = f.apply(p, x2, context, constants, None)
+            x1, x2 = x2, x1 + value
+            saved.append(kept)
+        return (x1, x2), tuple(saved)
+
+    return jax.lax.scan(run_block, (x1, x2), (params, fixed))
+
+
+def _reversible_forward(residuals, params, x1, x2, context, fixed):
+    streams, saved = _forward(residuals, params, x1, x2, context, fixed)
+    return streams, (params, streams, context, fixed, saved)
+
+
+def _reversible_backward(residuals, kept, cotangents):
+    params, streams, context, fixed, saved = kept
+
+    def undo_block(state, block):
+        (y1, y2), (dy1, dy2), of_context = state
+        of_params = []
+        for f, p, constants, decisions in reversed(list(zip(residuals, *block, strict=True))):
+            value, of_p, of_x, of_c = f.value_and_vjp(p, y1, context, constants, decisions, dy2)
+            y1, y2 = y2 - value, y1
+            dy1, dy2 = dy2, dy1 + of_x
+            of_context = jax.tree.map(jnp.add, of_context, of_c)
+            of_params.append(of_p)
+        return ((y1, y2), (dy1, dy2), of_context), tuple(reversed(of_params))
+
+    start = (streams, cotangents, jax.tree.map(jnp.zeros_like, context))
+    (_, (dx1, dx2), of_context), of_params = jax.lax.scan(undo_block, start, (params, fixed, saved), reverse=True)
+    return of_params, dx1, dx2, of_context, None
+
+
+reversible_scan_blocks.defvjp(_reversible_forward, _reversible_backward)

@@ -1,0 +1,101 @@
+"""The command line of the programs: a config file or a stored config, and overrides `--config.group.field=value`."""
+
+import argparse
+import contextlib
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from reformer.training import settings
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises a ValueError where argparse prints the usage and exits with code 2."""
+
+    def __init__(self, description: str):
+        """Takes what --help says first."""
+        super().__init__(
+            description=description,
+            epilog="Any field of the config is set by --config.GROUP.FIELD=VALUE; configs/base.py lists them.",
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str):
+        """Raises `message` as a ValueError."""
+        raise ValueError(f"{message}. See --help.")
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the program with the message on stderr and exit code 1 if an exception of one of `kinds` is raised.
+
+    ValueError belongs only around what checks the user's input: elsewhere it is a defect and its traceback is wanted.
+    """
+    try:
+        yield
+    except kinds as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def load_config(path_and_preset: str) -> ConfigDict:
+    """Returns what `get_config` of a config file returns.
+
+    Args:
+      path_and_preset: `path/to/file.py` or `path/to/file.py:preset`.
+
+    Raises:
+      ValueError: If there is no such file or preset.
+    """
+    path, _, preset = path_and_preset.partition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"--config={path_and_preset}: there is no file {path}. Try configs/stdlib.py.")
+    spec = importlib.util.spec_from_file_location("experiment_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={path}: this file has no function get_config(preset). See configs/stdlib.py.")
+    try:
+        return module.get_config(preset)
+    except ValueError as error:
+        raise ValueError(f"--config={path_and_preset}: {error}") from error
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """Returns `config` with the fields set that `arguments` name.
+
+    Args:
+      config: Its fields and their types say what may be set; changed in place.
+      arguments: `--config.group.field=value`, as many as needed.
+
+    Raises:
+      ValueError: If an argument is not of this form, names no field or has a value of another type.
+    """
+    for argument in arguments:
+        _check_field(config, argument)
+    argv = ["", *arguments]
+    flag_values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
+        unknown = flag_values(argv)[1:]
+    except (flags.Error, ValueError, TypeError) as error:
+        raise ValueError(f"{' '.join(str(error).split())}. See configs/base.py.") from error
+    if unknown:
+        raise ValueError(f"unknown arguments: {' '.join(unknown)}. Overrides look like --config.model.num_hashes=4.")
+    return config
+
+
+def _check_field(config: ConfigDict, argument: str) -> None:
+    match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+    fields = settings.flatten(config)
+    if match is None or match.group(1) in fields:
+        return
+    closest = difflib.get_close_matches(match.group(1), fields, 1, cutoff=0.8)
+    repair = f"Did you mean --config.{closest[0]}?" if closest else "configs/base.py lists the fields."
+    raise ValueError(f"{argument}: there is no field config.{match.group(1)}. {repair}")

@@ -1,0 +1,140 @@
+"""Training: the only file in which the order of side effects matters."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from reformer import sharding
+from reformer.config import ReformerConfig
+from reformer.data import text
+from reformer.training import batches, evaluation, metrics, settings, state, workdir
+from reformer.training.checkpoint import Checkpoints
+from reformer.training.programs import Programs, make_programs
+from reformer.training.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An experiment whose config, data, devices and workdir were checked."""
+
+    config: ConfigDict
+    model_config: ReformerConfig
+    data: text.TextData
+    mesh: jax.sharding.Mesh
+    workdir: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Machinery:
+    """What the steps of a run need beside its state."""
+
+    train_step: Callable[..., tuple[state.TrainState, dict[str, jax.Array]]]
+    evaluator: evaluation.Evaluator
+    windows: Any  # training batches of this process, with get_state and set_state
+    checkpoints: Checkpoints
+    journal: metrics.Journal
+    progress: Progress
+
+
+def prepare(config: ConfigDict, directory: str) -> Run:
+    """Checks everything that a user can get wrong, and writes nothing.
+
+    Raises:
+      ValueError: If something is wrong; the message says what, and how to repair it.
+    """
+    model_config = settings.validate(config)
+    workdir.check(Path(directory), config)
+    data = text.load(config.data)
+    workdir.check_data(Path(directory), data)
+    mesh = sharding.make_mesh(**config.sharding)
+    micro_batch_size = config.training.batch_size // config.training.accumulation_steps
+    for batch_size in (micro_batch_size, config.evaluation.batch_size):
+        sharding.validate(model_config, batch_size, dict(mesh.shape))
+    batches.training_batches(config, data)
+    return Run(config, model_config, data, mesh, Path(directory))
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains from the latest checkpoint, or from the start, to the last step.
+
+    Returns:
+      The record of the final evaluation.
+
+    Raises:
+      FloatingPointError: If a loss is not finite. No checkpoint of it is saved.
+      OSError: If the latest checkpoint is damaged, or the workdir cannot be written to.
+    """
+    workdir.write_config(run.workdir, run.config)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(run.mesh))
+        checkpoints = stack.enter_context(Checkpoints(run.workdir, run.config.checkpoint.keep_latest))
+        programs = make_programs(run.config, run.model_config, run.mesh)
+        windows = batches.training_batches(run.config, run.data)
+        train_state = _start(checkpoints, programs, windows)
+        first_step = int(train_state.step)
+        progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training)))
+        journal = stack.enter_context(contextlib.closing(metrics.Journal(run.workdir, first_step)))
+        evaluator = evaluation.make_evaluator(run.config, run.model_config, run.data.valid, run.mesh)
+        machinery = Machinery(programs.train_step, evaluator, windows, checkpoints, journal, progress)
+        progress.say(_introduction(run, train_state))
+        return _finish(run, machinery, *_run_steps(run, machinery, train_state))
+
+
+def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) -> tuple[state.TrainState, float | None]:
+    config, bits = run.config, None
+    reader = metrics.StepReader(machinery.journal, machinery.progress, config.training.log_every_steps)
+    for number in range(int(train_state.step) + 1, config.training.num_steps + 1):
+        batch = batches.to_mesh(next(machinery.windows), run.mesh)
+        train_state, step_metrics = machinery.train_step(train_state, batch)
+        reader.push(number, step_metrics)
+        is_evaluated = number == config.training.num_steps or number % config.evaluation.every_steps == 0
+        if is_evaluated or number % config.checkpoint.every_steps == 0:
+            reader.flush()
+            bits = _evaluate(run, machinery, train_state.params, number, is_evaluated)
+            meta = {"step": number, "data": run.data.fingerprint, "config": settings.as_json(config)}
+            machinery.checkpoints.save(train_state, machinery.windows.get_state(), meta, bits)
+    return train_state, bits
+
+
+def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: bool) -> float | None:
+    """Returns the bits per byte if the whole split is read, else None; a loss that is not finite is an error."""
+    measure = machinery.evaluator.bits_per_byte if whole else machinery.evaluator.probe
+    bits = measure(params, run.config.evaluation.hash_seed)
+    metrics.check_finite(number, {"validation bits_per_byte": bits})
+    if not whole:
+        return None
+    machinery.journal.write({"split": "valid", "step": number, "bits_per_byte": bits})
+    machinery.progress.say(f"step {number}: validation {bits:.4f} bits/byte")
+    return bits
+
+
+def _finish(run: Run, machinery: Machinery, train_state: state.TrainState, bits: float | None) -> dict[str, Any]:
+    config = run.config.evaluation
+    if bits is None:  # every step was done before
+        bits = machinery.evaluator.bits_per_byte(train_state.params, config.hash_seed)
+    result = {"split": "valid", "step": int(train_state.step), "bits_per_byte": bits, "hash_seed": config.hash_seed}
+    if run.model_config.num_lsh_layers:
+        result["hash_spread"] = evaluation.measure_spread(machinery.evaluator, train_state.params, bits, config)
+    machinery.checkpoints.wait()
+    return result | {"best_step": machinery.checkpoints.best}
+
+
+def _start(checkpoints: Checkpoints, programs: Programs, windows: Any) -> state.TrainState:
+    """Returns the state to continue from, and moves `windows` to its position."""
+    if checkpoints.latest is None:
+        return programs.init()
+    train_state, data_state = checkpoints.restore(checkpoints.latest, programs.target)
+    windows.set_state(data_state)
+    return train_state
+
+
+def _introduction(run: Run, train_state: state.TrainState) -> str:
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(train_state.params))
+    places = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    start = f"continuing after step {train_state.step}" if train_state.step else "starting"
+    return f"{run.data.description}\n{num_params:,} parameters; {run.mesh.size} devices ({places}); {start}"

@@ -1,0 +1,136 @@
+"""What a run reports: sums from the devices, read one step late, to a JSON-lines file, TensorBoard and the terminal."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from reformer.training.progress import Progress
+
+Record = dict[str, Any]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yields the records of a JSON-lines file; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+class Journal:
+    """`metrics.jsonl` and TensorBoard events in the workdir. Only process 0 writes."""
+
+    def __init__(self, workdir: Path, resumed_step: int):
+        """Opens both and drops the records after `resumed_step`, which the run is about to repeat."""
+        self._is_writer = jax.process_index() == 0
+        if not self._is_writer:
+            return
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        kept = [record for record in read_records(path) if record["step"] <= resumed_step]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=resumed_step + 1)
+
+    def write(self, record: Record) -> None:
+        """Appends a record with the keys `split`, `step` and numbers."""
+        if not self._is_writer:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name not in ("split", "step"):
+                self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        """Closes both."""
+        if self._is_writer:
+            self._file.close()
+            self._events.close()
+
+
+class StepReader:
+    """Reads the metrics of a step after the next one was dispatched, so that the devices never wait for the host."""
+
+    def __init__(self, journal: Journal, progress: Progress, log_every_steps: int):
+        """Every step is shown and checked; every `log_every_steps`-th is written to the journal."""
+        self._journal, self._progress = journal, progress
+        self._log_every_steps = log_every_steps
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last_read: float | None = None
+        self._tokens = self._seconds = self._steps = 0.0
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of `step`, which is still running, and reads those of the step before.
+
+        Raises:
+          FloatingPointError: If those are not finite.
+        """
+        previous, self._pending = self._pending, (step, metrics)
+        if previous is not None:
+            self._read(*previous)
+
+    def flush(self) -> None:
+        """Waits for the last step and reads it. The time until the next `push` does not count as training.
+
+        Raises:
+          FloatingPointError: If its metrics are not finite.
+        """
+        if self._pending is not None:
+            self._read(*self._pending)
+        self._pending = self._last_read = None
+
+    def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        check_finite(step, values)
+        self._count_time(values["weight"])
+        record = step_record(step, values)
+        if self._steps:
+            record["tokens_per_second"] = round(self._tokens / self._seconds, 1)
+        self._progress.update(record, self._seconds / max(self._steps, 1))
+        if step % self._log_every_steps == 0:
+            self._journal.write(record)
+            self._tokens = self._seconds = self._steps = 0.0
+
+    def _count_time(self, tokens: float) -> None:
+        # The first step after a pause holds the compilation or an evaluation: it is not counted.
+        now = time.monotonic()
+        if self._last_read is not None:
+            self._steps += 1
+            self._tokens += tokens
+            self._seconds += now - self._last_read
+        self._last_read = now
+
+
+def step_record(step: int, values: dict[str, float]) -> Record:
+    """Returns the record of one step. It is of this step alone, so that a resumed run repeats it exactly.
+
+    Args:
+      step: Number of the update, from 1.
+      values: The metrics of `step.train_step` as floats.
+    """
+    loss = values["nats"] / values["weight"]
+    norms = {name: values[name] for name in ("learning_rate", "gradient_norm", "update_norm")}
+    return {"split": "train", "step": step, "loss": loss, "bits_per_byte": loss / math.log(2), **norms}
+
+
+def check_finite(step: int, values: dict[str, float]) -> None:
+    """Raises a FloatingPointError that names the step range unless all values are finite."""
+    broken = ", ".join(f"{name}={value}" for name, value in values.items() if not math.isfinite(value))
+    if broken:
+        raise FloatingPointError(
+            f"{broken} at step {step}: training broke down between steps {step - 1} and {step}. Earlier checkpoints "
+            "are intact. Lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm and run again."
+        )

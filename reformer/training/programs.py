@@ -1,0 +1,56 @@
+"""The compiled functions of a run and where their arrays lie on the mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from reformer import sharding
+from reformer.config import ReformerConfig
+from reformer.model import ReformerLM
+from reformer.training import state, step
+from reformer.training.optimizer import make_optimizer, make_schedule
+from reformer.training.state import TrainState
+
+
+class Programs(NamedTuple):
+    """What a run compiles.
+
+    Attributes:
+      init: Returns the state before the first update.
+      train_step: Takes a state, which it consumes, and a batch; returns the next state and the metrics.
+      target: Shapes, dtypes and shardings of the state.
+    """
+
+    init: Callable[[], TrainState]
+    train_step: Callable[[TrainState, step.Batch], tuple[TrainState, dict[str, jax.Array]]]
+    target: TrainState
+
+
+def make_programs(config: ConfigDict, model_config: ReformerConfig, mesh: jax.sharding.Mesh) -> Programs:
+    """Returns the programs of a run; call it, and them, within `jax.set_mesh(mesh)`."""
+    schedule = make_schedule(config.optimizer, config.training.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    init = functools.partial(state.init_state, model_config, optimizer, config.seed)
+    update = functools.partial(
+        step.train_step,
+        model=ReformerLM(model_config),
+        optimizer=optimizer,
+        schedule=schedule,
+        accumulation_steps=config.training.accumulation_steps,
+        seed=config.seed,
+    )
+    target = state.abstract(init, mesh)
+    state_places, everywhere = state.shardings_of(target), jax.NamedSharding(mesh, jax.P())
+    return Programs(
+        init=jax.jit(init, out_shardings=state_places),
+        train_step=jax.jit(
+            update,
+            donate_argnums=0,
+            in_shardings=(state_places, sharding.batch_sharding(mesh)),
+            out_shardings=(state_places, everywhere),
+        ),
+        target=target,
+    )

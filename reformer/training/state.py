@@ -1,0 +1,52 @@
+"""What training carries from step to step, and where it lies on the mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from reformer import sharding
+from reformer.config import ReformerConfig
+from reformer.model import ReformerLM
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters, optimizer state and the number of updates done. Random keys follow from the seed and `step`."""
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+
+
+def split_seed(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the key of the initial parameters and the key that the steps fold their number into."""
+    init_rng, steps_rng = jax.random.split(jax.random.key(seed))
+    return init_rng, steps_rng
+
+
+def init_params(config: ReformerConfig, seed: int) -> Any:
+    """Returns the initial parameters."""
+    init_rng, _ = split_seed(seed)
+    return ReformerLM(config).init(init_rng, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def init_state(config: ReformerConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Returns the state before the first update."""
+    params = init_params(config, seed)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, optimizer=optimizer.init(params))
+
+
+def abstract(function: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
+    """Returns the shapes, dtypes and shardings of what `function()` returns, without computing it."""
+    shapes = jax.eval_shape(function)
+    places = sharding.parameter_shardings(shapes, mesh)
+    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
+
+
+def shardings_of(tree: Any) -> Any:
+    """Returns the sharding of every leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)

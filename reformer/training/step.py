@@ -1,0 +1,111 @@
+"""One update and one evaluation batch: pure functions of arrays."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from reformer.training.state import TrainState, split_seed
+
+Batch = dict[str, jax.Array]  # 'tokens', 'targets' [batch, length]; 'weights', 'mask' where some targets do not count
+
+
+def step_rngs(seed: int, step: jax.Array) -> dict[str, jax.Array]:
+    """Returns the keys of one update, the same whether or not the run was interrupted before it."""
+    _, steps_rng = split_seed(seed)
+    hash_rng, dropout_rng = jax.random.split(jax.random.fold_in(steps_rng, step))
+    return {"hash": hash_rng, "dropout": dropout_rng}
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulation_steps: int,
+    seed: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after one update and its metrics.
+
+    Args:
+      state: Before the update.
+      batch: Arrays [batch, length]; batch is a multiple of `accumulation_steps`.
+      model: Has a method `loss`, which returns the sums of nats and of weights.
+      optimizer: Turns gradients into updates.
+      schedule: Is only read here, to report the learning rate.
+      accumulation_steps: Micro-batches that the gradient is summed over, one after the other.
+      seed: Of the run; every key follows from it and `state.step`.
+
+    Returns:
+      The new state and scalars: `nats` and `weight` are sums over the batch, before the update.
+    """
+    rngs = step_rngs(seed, state.step)
+    gradients, nats, weight = accumulate_gradients(model, state.params, batch, rngs, accumulation_steps)
+    gradients = jax.tree.map(lambda gradient: gradient / weight.astype(gradient.dtype), gradients)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    metrics = {
+        "nats": nats,
+        "weight": weight,
+        "gradient_norm": optax.tree.norm(gradients),
+        "update_norm": optax.tree.norm(updates),
+        "learning_rate": schedule(state.step),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(step=state.step + 1, params=params, optimizer=optimizer_state), metrics
+
+
+def accumulate_gradients(
+    model: nn.Module, params: Any, batch: Batch, rngs: dict[str, jax.Array], num_micro_batches: int
+) -> tuple[Any, jax.Array, jax.Array]:
+    """Returns the gradient of the sum of nats, that sum, and the sum of weights.
+
+    The micro-batches have the same rotations, which are drawn for a batch of any size, and their own dropout masks:
+    without dropout the result is that of one large batch.
+    """
+    if num_micro_batches == 1:
+        return _gradients(model, params, batch, rngs)
+
+    def add_micro_batch(sums, index_and_batch):
+        index, micro_batch = index_and_batch
+        micro_rngs = {**rngs, "dropout": jax.random.fold_in(rngs["dropout"], index)}
+        return jax.tree.map(jnp.add, sums, _gradients(model, params, micro_batch, micro_rngs)), None
+
+    micro_batches = jax.tree.map(lambda rows: _split_rows(rows, num_micro_batches), batch)
+    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+    sums, _ = jax.lax.scan(add_micro_batch, zeros, (jnp.arange(num_micro_batches), micro_batches))
+    return sums
+
+
+def _split_rows(rows: jax.Array, num_micro_batches: int) -> jax.Array:
+    # Every device keeps its own rows: a micro-batch takes each num_micro_batches-th row and not a block of rows.
+    return jnp.moveaxis(rows.reshape(-1, num_micro_batches, *rows.shape[1:]), 1, 0)
+
+
+def _gradients(model, params, batch, rngs):
+    def nats_and_weight(params):
+        return _loss(model, params, batch, rngs, deterministic=False)
+
+    (nats, weight), gradients = jax.value_and_grad(nats_and_weight, has_aux=True)(params)
+    return gradients, nats, weight
+
+
+def _loss(model, params, batch, rngs, deterministic):
+    return model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["targets"],
+        weights=batch.get("weights"),
+        mask=batch.get("mask"),
+        deterministic=deterministic,
+        rngs=rngs,
+        method="loss",
+    )
+
+
+def evaluation_step(params: Any, batch: Batch, hash_seed: int, *, model: nn.Module) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum of nats and the sum of weights of a batch, without dropout."""
+    return _loss(model, params, batch, {"hash": jax.random.key(hash_seed)}, deterministic=True)

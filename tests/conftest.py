@@ -1,0 +1,44 @@
+"""Test environment: eight simulated CPU devices, strict broadcasting, run-time shape checks.
+
+Everything here must happen before `jax` or `reformer` is imported by a test module.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compile time dominates on CPU. Without fusion emitters XLA compiles four times faster (jaxlib 0.10 and 0.11 know the
+# flag; an unknown one would abort). Tests of compiled programs ask for the `optimizations` fixture.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import jax
+import jaxtyping
+import pytest
+from absl import flags
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("reformer", "beartype.beartype")
+flags.FLAGS.mark_as_parsed()
+
+
+def pytest_configure(config):
+    """Register the markers, and make every warning from our own modules an error."""
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; deselect with -m 'not slow'")
+    config.addinivalue_line("markers", "gpu: needs an accelerator")
+    config.addinivalue_line("filterwarnings", r"error:::reformer(\.|$)")
+
+
+@pytest.fixture
+def x64():
+    """Run the test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def optimizations():
+    """Compile with XLA's optimizations, as users do: for tests of HLO, memory and collectives."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -1,0 +1,51 @@
+"""Every experiment file gives a config that passes validation, and every wrong one is named."""
+
+import dataclasses
+
+import pytest
+
+from configs import base
+from configs import enwik8 as enwik8_config
+from configs import stdlib as stdlib_config
+from configs import text as text_config
+from reformer.config import ReformerConfig
+from reformer.training import settings
+
+EXPERIMENTS = [
+    (stdlib_config, ["", "tiny"]),
+    (enwik8_config, ["", "paper", "small", "tiny", "full_attention"]),
+    (text_config, ["", "small", "tiny"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "preset"), [(module, preset) for module, presets in EXPERIMENTS for preset in presets]
+)
+def test_every_preset_is_valid(module, preset):
+    config = module.get_config(preset)
+    config.data.path = "somewhere"
+    assert settings.validate(config) == settings.model_config(config)
+
+
+@pytest.mark.parametrize("module", [module for module, _ in EXPERIMENTS])
+def test_an_unknown_preset_is_refused_with_the_list(module):
+    with pytest.raises(ValueError, match=r"preset='huge' does not exist. Choose one of .*tiny"):
+        module.get_config("huge")
+
+
+def test_the_model_group_is_the_dataclass_with_its_defaults():
+    group = base.get_config().model.to_dict()
+    assert group == dataclasses.asdict(ReformerConfig())
+
+
+def test_all_experiments_have_the_same_fields():
+    fields = settings.flatten(base.get_config()).keys()
+    for module, presets in EXPERIMENTS:
+        for preset in presets:
+            assert settings.flatten(module.get_config(preset)).keys() == fields
+
+
+def test_the_paper_preset_has_the_original_pattern_and_length():
+    model = settings.model_config(enwik8_config.get_config("paper"))
+    assert model.attention_pattern == ("local", "local", "lsh", "local")
+    assert (model.num_layers, model.max_length) == (12, 65_536)

@@ -1,0 +1,53 @@
+"""A small experiment on a small file."""
+
+import random
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def small_config(text_file: Path) -> ConfigDict:
+    """A Reformer of 2 layers and width 16 on windows of 32 bytes; dropout on."""
+    config = base.get_config()
+    config.model.update(
+        max_length=32,
+        num_layers=2,
+        embed_dim=16,
+        mlp_dim=32,
+        num_heads=2,
+        head_dim=8,
+        lsh_chunk_length=8,
+        local_chunk_length=8,
+        dropout_rate=0.1,
+    )
+    config.data.update(name="text", path=str(text_file), valid_fraction=0.1, test_fraction=0.1)
+    config.optimizer.update(schedule="cosine", learning_rate=0.05, warmup_steps=2, clip_norm=1.0)
+    config.training.update(num_steps=6, batch_size=8, log_every_steps=1)
+    config.evaluation.update(every_steps=4, batch_size=8, num_hash_seeds=2)
+    config.checkpoint.every_steps = 2
+    return config
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """A file of 20,000 bytes with something to learn."""
+    words = "the tree of a forest and its leaves in wind or rain".split()
+    text = " ".join(random.Random(0).choices(words, k=5500)).encode()[:20_000]
+    path = tmp_path_factory.mktemp("data") / "words.txt"
+    path.write_bytes(text)
+    return path
+
+
+@pytest.fixture
+def config(text_file):
+    """A fresh `small_config`."""
+    return small_config(text_file)
+
+
+@pytest.fixture(scope="session")
+def make_config(text_file):
+    """Returns fresh `small_config`s, for fixtures that live longer than a test."""
+    return lambda: small_config(text_file)

@@ -1,0 +1,100 @@
+"""What is kept, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reformer.training import checkpoint, settings
+from reformer.training.checkpoint import Checkpoints
+from reformer.training.state import TrainState, init_params
+
+
+def state_of(step):
+    values = jnp.arange(6.0).reshape(2, 3) + step
+    return TrainState(step=jnp.array(step), params={"kernel": values}, optimizer=({"moment": 2 * values}, jnp.array(step)))
+
+
+def target():
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state_of(0))
+
+
+def save(checkpoints, step, bits=None):
+    checkpoints.save(state_of(step), {"next_index": step}, {"step": step, "data": "abc"}, bits)
+
+
+def test_everything_that_is_saved_is_restored(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, data_state = checkpoints.restore(3, target())
+        assert checkpoints.meta(3) == {"step": 3, "data": "abc"}
+    assert data_state == {"next_index": 3}
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(3))
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        for step, bits in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, None), (6, None)):
+            save(checkpoints, step, bits)
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        assert checkpoints.steps == [2, 5, 6]
+        assert (checkpoints.best, checkpoints.latest) == (2, 6)
+
+
+def test_without_evaluations_the_latest_is_the_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+        checkpoints.wait()
+        assert checkpoints.best == 2
+
+
+def test_a_checkpoint_is_chosen_by_name_or_step(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        save(checkpoints, 1, 1.0)
+        save(checkpoints, 2, 2.0)
+        checkpoints.wait()
+        assert [checkpoint.choose(checkpoints, wanted) for wanted in ("best", "latest", "1", 2)] == [1, 2, 1, 2]
+        with pytest.raises(ValueError, match=r"checkpoint='7' does not exist. Choose best, latest or one of \[1, 2\]"):
+            checkpoint.choose(checkpoints, "7")
+
+
+def test_a_run_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has no checkpoints. Train first"):
+        Checkpoints(tmp_path, read_only=True)
+
+
+def test_a_foreign_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "5" / "weights.bin").write_bytes(b"something")
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(OSError, match=r"checkpoints/5 cannot be read as params.*damaged or not a checkpoint"),
+    ):
+        checkpoints.restore_params(5, target().params)
+
+
+def test_a_truncated_array_is_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+    for path in (tmp_path / "checkpoints" / "1" / "params").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(OSError, match=r"checkpoints/1 cannot be read"),
+    ):
+        checkpoints.restore_params(1, target().params)
+
+
+def test_load_gives_the_config_and_the_parameters_to_library_users(config, tmp_path):
+    model_config = settings.model_config(config)
+    params = init_params(model_config, seed=5)
+    settings.write(tmp_path / "config.json", config)
+    with Checkpoints(tmp_path) as checkpoints:
+        state = TrainState(step=jnp.array(1), params=params, optimizer=())
+        checkpoints.save(state, {}, {"step": 1}, 2.0)
+    loaded_config, variables = checkpoint.load(tmp_path)
+    assert loaded_config == model_config
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], params)

@@ -1,0 +1,103 @@
+"""What a user can type, and what the programs answer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from configs import base
+from reformer.training import command_line
+
+ROOT = Path(train.__file__).parent
+
+
+def override(*arguments):
+    return command_line.override(base.get_config(), arguments)
+
+
+def test_overrides_have_the_types_of_their_fields():
+    config = override(
+        "--config.model.num_hashes=4",
+        "--config.model.num_buckets=(8, 16)",
+        "--config.model.mlp_chunk_length=128",
+        "--config.model.attention_pattern=('lsh','local')",
+        "--noconfig.model.causal",
+        "--config.optimizer.learning_rate=1",
+        "--config.data.length=64",
+    )
+    assert config.model.num_hashes == 4
+    assert config.model.num_buckets == (8, 16)
+    assert config.model.mlp_chunk_length == 128
+    assert config.model.attention_pattern == ("lsh", "local")
+    assert config.model.causal is False
+    assert config.optimizer.learning_rate == 1.0
+    assert config.data.length == 64
+
+
+def test_a_field_that_may_be_none_can_be_set_to_none():
+    config = base.get_config()
+    config.model.mlp_chunk_length = 64
+    assert command_line.override(config, ["--config.model.mlp_chunk_length=None"]).model.mlp_chunk_length is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.model.num_hash=4", r"no field config.model.num_hash. Did you mean --config.model.num_hashes\?"),
+        ("--config.modle.num_hashes=4", r"no field config.modle.num_hashes. Did you mean --config.model.num_hashes\?"),
+        ("--config.model.num_hashes=2.5", r"--config.model.num_hashes=2.5: invalid literal for int"),
+        ("--config.model.causal=maybe", r"--config.model.causal=maybe"),
+        ("--config.model=3", r"--config.model=3"),
+        ("--steps=3", r"Unknown command line flag 'steps'"),
+        ("steps", r"unknown arguments: steps. Overrides look like"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(argument, message):
+    with pytest.raises(ValueError, match=message) as error:
+        override(argument)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(ValueError, match=r"there is no file configs/nothing.py. Try configs/stdlib.py"):
+        command_line.load_config("configs/nothing.py:tiny")
+
+
+def test_an_unknown_preset_lists_the_presets():
+    with pytest.raises(ValueError, match=r"stdlib.py:huge: preset='huge' does not exist. Choose one of tiny, or none"):
+        command_line.load_config(f"{ROOT}/configs/stdlib.py:huge")
+
+
+def test_a_missing_workdir_is_named():
+    with pytest.raises(ValueError, match=r"required: --workdir"):
+        train.parse([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.data.path={tmp}/nothing"], r"nothing"),
+        (["--config.data.length=100000"], r"config.data.length=100000 exceeds"),
+        (["--config.model.num_layers=3"], r"num_layers=3 is not a multiple"),
+        (["--config.sharding.tensor=3"], r"3"),
+        (["--config.training.batch_size=7", "--config.sharding.fsdp=2"], r"7"),
+    ],
+)
+def test_a_wrong_experiment_is_refused_and_nothing_is_written(arguments, message, text_file, tmp_path):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    defaults = [f"--config={ROOT}/configs/text.py:tiny", f"--workdir={tmp_path}/run", f"--config.data.path={text_file}"]
+    with pytest.raises(ValueError, match=message):
+        train.parse([*defaults, *arguments])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+def test_a_user_error_ends_with_code_1_and_without_traceback(program, tmp_path):
+    command = [sys.executable, str(ROOT / program), f"--workdir={tmp_path}/nothing", "--config.model.num_hash=4"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    assert not (tmp_path / "nothing").exists()

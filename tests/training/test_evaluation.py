@@ -1,0 +1,103 @@
+"""Bits per byte: every byte once, and other configs only where the parameters allow."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eval as eval_program
+from reformer import sharding
+from reformer.data import text
+from reformer.model import ReformerLM
+from reformer.training import evaluation, loop, settings
+from reformer.training.state import init_params
+
+
+def measure(config, params, split, hash_seed=0):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        evaluator = evaluation.make_evaluator(config, settings.model_config(config), split, mesh)
+        return evaluator.bits_per_byte(params, hash_seed)
+
+
+def test_bits_per_byte_are_those_of_the_logits_over_all_windows(config):
+    model_config = settings.model_config(config)
+    params, split = init_params(model_config, seed=0), text.load(config.data).valid[:75]
+    bits = 0.0
+    for window in text.eval_batches(split, length=32, batch_size=1):
+        logits = ReformerLM(model_config).apply(
+            {"params": params}, window["tokens"], mask=jnp.asarray(window["mask"]), rngs={"hash": jax.random.key(0)}
+        )
+        log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+        targets = np.take_along_axis(log_probs, np.where(window["mask"], window["targets"], 0)[..., None], -1)[..., 0]
+        bits -= (targets * window["weights"]).sum() / math.log(2)
+    np.testing.assert_allclose(measure(config, params, split), bits / 75, rtol=1e-5)
+
+
+def test_bits_per_byte_do_not_depend_on_the_batch_size(config):
+    params, split = init_params(settings.model_config(config), seed=0), text.load(config.data).valid[:333]
+    results = []
+    for batch_size in (1, 4, 16):
+        config.evaluation.batch_size = batch_size
+        results.append(measure(config, params, split))
+    np.testing.assert_allclose(results, results[0], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def workdir(make_config, tmp_path_factory):
+    """A finished run of local layers that share queries and keys, and LSH layers."""
+    config = make_config()
+    config.model.share_query_key = True
+    config.training.num_steps = 2
+    directory = tmp_path_factory.mktemp("run") / "workdir"
+    loop.train(loop.prepare(config, str(directory)))
+    return directory
+
+
+def run_eval(workdir, capsys, *arguments):
+    eval_program.main([f"--workdir={workdir}", *arguments])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_last_line_is_the_stored_result(workdir, capsys):
+    record = run_eval(workdir, capsys)
+    assert (record["split"], record["step"], record["num_bytes"]) == ("valid", 2, 2000)
+    stored = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    trained = next(entry for entry in stored if entry["split"] == "valid" and entry["step"] == 2)
+    np.testing.assert_allclose(record["bits_per_byte"], trained["bits_per_byte"], rtol=1e-6)
+    assert json.loads((workdir / "evaluations.jsonl").read_text().splitlines()[-1]) == record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--config.model.num_hashes=3",
+        "--config.model.num_buckets=4",
+        "--config.model.lsh_chunk_length=4",
+        "--config.model.attention_pattern=('full','lsh')",
+        "--config.model.dtype=bfloat16",
+        "--split=test",
+        "--checkpoint=latest",
+    ],
+)
+def test_what_leaves_the_parameters_as_they_are_can_be_changed(workdir, capsys, change):
+    assert math.isfinite(run_eval(workdir, capsys, change)["bits_per_byte"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.model.num_heads=4", r"num_heads: 2 -> 4: the trained parameters do not allow this; stack/"),
+        ("--config.model.share_query_key=False", r"share_query_key: True -> False: the trained parameters do not allow"),
+        ("--config.model.causal=False", r"causal=False would show the model the bytes it predicts"),
+        ("--config.optimizer.learning_rate=1", r"this has no effect on an evaluation. Leave it out"),
+        ("--checkpoint=99", r"checkpoint='99' does not exist"),
+        ("--split=train2", r"invalid choice: 'train2'"),
+    ],
+)
+def test_what_the_parameters_do_not_allow_is_named(workdir, capsys, change, message):
+    with pytest.raises(ValueError, match=message):
+        eval_program.parse([f"--workdir={workdir}", change])

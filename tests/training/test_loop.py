@@ -1,0 +1,148 @@
+"""A run: it resumes exactly, stops when the loss is broken, and never touches what is not its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from reformer.training import checkpoint, loop, settings
+
+ROOT = Path(train.__file__).parent
+
+
+def run(config, workdir):
+    return loop.train(loop.prepare(config, str(workdir)))
+
+
+def records(workdir):
+    """Returns the journal without what depends on the speed of the machine."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+
+def assert_same_run(one, other):
+    """Equal journals and, bit for bit, equal parameters at the last step."""
+    assert records(one) == records(other)
+    first, second = (checkpoint.load(workdir, "latest")[1] for workdir in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.fixture(scope="module")
+def unbroken(make_config, tmp_path_factory):
+    """A run of 6 steps and its result."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    return workdir, run(make_config(), workdir)
+
+
+def test_a_run_records_every_step_once_and_every_evaluation(unbroken):
+    workdir, result = unbroken
+    steps = {split: [r["step"] for r in records(workdir) if r["split"] == split] for split in ("train", "valid")}
+    assert steps == {"train": [1, 2, 3, 4, 5, 6], "valid": [4, 6]}
+    assert result["split"] == "valid" and result["step"] == 6
+    assert result["bits_per_byte"] == records(workdir)[-1]["bits_per_byte"]
+    assert result["hash_spread"]["lowest"] <= result["bits_per_byte"] <= result["hash_spread"]["highest"]
+
+
+def test_the_resolved_config_lies_beside_the_checkpoints(unbroken, config):
+    workdir, _ = unbroken
+    assert json.loads((workdir / "config.json").read_text()) == settings.as_json(config)
+    assert {"checkpoints", "config.json", "metrics.jsonl", "events"} <= {path.name for path in workdir.iterdir()}
+
+
+def test_a_run_that_failed_and_continues_equals_an_unbroken_one(unbroken, config, tmp_path, monkeypatch):
+    original = loop.batches.to_mesh
+    calls = iter(range(100))
+
+    def to_mesh_until_the_fifth(batch, mesh):
+        if "weights" not in batch and next(calls) == 4:
+            raise KeyboardInterrupt
+        return original(batch, mesh)
+
+    monkeypatch.setattr(loop.batches, "to_mesh", to_mesh_until_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    result = run(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", unbroken[0])
+    assert result == unbroken[1]
+
+
+def test_a_finished_run_is_evaluated_again_and_not_changed(unbroken, config):
+    workdir, result = unbroken
+    before = records(workdir)
+    assert run(config, workdir) == result
+    assert records(workdir) == before
+
+
+def test_another_model_in_the_same_workdir_is_refused_with_both_values(unbroken, config):
+    config.model.num_hashes = 1
+    with pytest.raises(ValueError, match=r"another config \(model.num_hashes: 2 -> 1\). Use the same config"):
+        loop.prepare(config, str(unbroken[0]))
+
+
+def test_another_seed_in_the_same_workdir_is_refused(unbroken, config):
+    config.seed = 1
+    with pytest.raises(ValueError, match=r"seed: 0 -> 1"):
+        loop.prepare(config, str(unbroken[0]))
+
+
+def test_replaced_data_are_refused(unbroken, config, tmp_path):
+    (tmp_path / "words.txt").write_bytes(b"something else " * 1000)
+    config.data.path = str(tmp_path / "words.txt")
+    with pytest.raises(ValueError, match=r"are not those that workdir=.* was trained on"):
+        loop.prepare(config, str(unbroken[0]))
+
+
+def test_a_directory_with_other_files_is_left_alone(config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds files but no config.json"):
+        loop.prepare(config, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_broken_loss_stops_the_run_and_is_never_saved(config, tmp_path):
+    config.optimizer.update(name="adamw", learning_rate=1e38, warmup_steps=0, clip_norm=None)
+    config.checkpoint.every_steps = 1
+    with pytest.raises(FloatingPointError, match=r"at step \d+: training broke down between steps"):
+        run(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        checkpoint.load(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_continues_as_if_it_had_not_been(text_file, tmp_path):
+    arguments = [
+        f"--config={ROOT}/configs/text.py:tiny",
+        f"--config.data.path={text_file}",
+        "--config.model.embed_dim=32",
+        "--config.model.max_length=64",
+        "--config.training.num_steps=400",
+        "--config.training.log_every_steps=1",
+        "--config.evaluation.every_steps=200",
+        "--config.checkpoint.every_steps=7",
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    subprocess.run([*command, f"--workdir={tmp_path}/unbroken"], env=environment, check=True, capture_output=True)
+    process = subprocess.Popen([*command, f"--workdir={tmp_path}/killed"], env=environment, stdout=subprocess.DEVNULL)
+    journal = tmp_path / "killed" / "metrics.jsonl"
+    while not journal.exists() or journal.read_text().count("\n") < 50:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(records(tmp_path / "killed")) < 390
+    result = subprocess.run([*command, f"--workdir={tmp_path}/killed"], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "continuing after step" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["step"] == 400
+    assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
+    assert (tmp_path / "killed" / "curves.png").stat().st_size > 1000

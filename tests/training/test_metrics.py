@@ -1,0 +1,87 @@
+"""Records: what they hold, when they are read, and how a resumed run continues them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from configs import base
+from reformer.training import metrics
+from reformer.training.progress import Progress
+
+
+class Recorder:
+    """Takes the place of a journal or a progress display and keeps the steps it is given."""
+
+    def __init__(self):
+        self.steps = []
+
+    def write(self, record):
+        self.steps.append(record["step"])
+
+    def update(self, record, seconds_per_step):
+        self.steps.append(record["step"])
+
+
+def values(nats=8.0):
+    names = ("gradient_norm", "update_norm", "learning_rate")
+    return {"nats": np.float32(nats), "weight": np.float32(4), **dict.fromkeys(names, np.float32(1))}
+
+
+def test_a_step_is_read_after_the_next_one_was_dispatched():
+    journal, progress = Recorder(), Recorder()
+    reader = metrics.StepReader(journal, progress, log_every_steps=2)
+    seen = []
+    for number in range(1, 5):
+        reader.push(number, values())
+        seen.append(list(progress.steps))
+    assert seen == [[], [1], [1, 2], [1, 2, 3]]
+    reader.flush()
+    assert progress.steps == [1, 2, 3, 4]
+    assert journal.steps == [2, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_range():
+    reader = metrics.StepReader(Recorder(), Recorder(), log_every_steps=10)
+    reader.push(6, values())
+    reader.push(7, values(float("nan")))
+    with pytest.raises(FloatingPointError, match=r"nats=nan at step 7: training broke down between steps 6 and 7"):
+        reader.push(8, values())
+
+
+def test_a_record_holds_nats_and_bits_of_one_step():
+    record = metrics.step_record(3, {name: float(value) for name, value in values().items()})
+    assert record["loss"] == 2.0
+    assert record["bits_per_byte"] == 2 / math.log(2)
+
+
+def test_a_resumed_journal_drops_later_records_and_a_torn_line(tmp_path):
+    journal = metrics.Journal(tmp_path, resumed_step=0)
+    for step in (1, 2, 3):
+        journal.write({"split": "train", "step": step, "loss": 1.0 / step})
+    journal.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"split": "train", "st')
+    journal = metrics.Journal(tmp_path, resumed_step=2)
+    journal.write({"split": "train", "step": 3, "loss": 0.25})
+    journal.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["loss"]) for record in records] == [(1, 1.0), (2, 0.5), (3, 0.25)]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    journal = metrics.Journal(tmp_path, resumed_step=0)
+    journal.write({"split": "valid", "step": 1, "bits_per_byte": 2.0})
+    journal.close()
+    assert b"valid/bits_per_byte" in b"".join(path.read_bytes() for path in (tmp_path / "events").iterdir())
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys):
+    training = base.get_config().training
+    training.update(num_steps=40, log_every_steps=10)
+    progress = Progress(0, training)
+    for step in (9, 10):
+        progress.update({"step": step, "bits_per_byte": 2.5, "tokens_per_second": 1234.0}, seconds_per_step=2.0)
+    progress.close()
+    assert capsys.readouterr().out == "step 10/40: 2.500 bits/byte, 1,234 tokens/s, 0:01:00 left\n"

@@ -1,0 +1,53 @@
+"""Trains a model: python train.py --config=configs/NAME.py[:preset] --workdir=DIR [--config.group.field=value]."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from reformer import decoding
+from reformer.data import text
+from reformer.training import checkpoint, command_line, loop, report
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
+
+
+def parse(arguments: list[str]) -> loop.Run:
+    """Returns the checked experiment that the command line describes."""
+    parser = command_line.Parser("Trains a Reformer language model.")
+    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="config file, with :preset if wanted")
+    parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
+    known, overrides = parser.parse_known_args(arguments)
+    config = command_line.override(command_line.load_config(known.config), overrides)
+    return loop.prepare(config, known.workdir)
+
+
+def say_what_was_learned(run: loop.Run, result: dict) -> None:
+    """Prints the model's bits per byte beside simpler models, and a sample; draws the curves."""
+    simpler = report.baseline_bits_per_byte(run.data, run.data.valid)
+    print(f"validation, step {result['step']}:")
+    print(report.table({"this model": result["bits_per_byte"], **simpler}))
+    config, variables = checkpoint.load(run.workdir)
+    num_tokens = min(200, config.max_length - 1)
+    tokens = decoding.sample(
+        config, variables, np.array([text.BEGIN_ID]), num_tokens, temperature=0.8, rng=jax.random.key(0)
+    )
+    print(f"a sample:\n{text.decode(tokens).decode(errors='replace')}")
+    print(f"checkpoints: {run.workdir / 'checkpoints'}\ncurves: {report.draw_curves(run.workdir, simpler)}")
+
+
+def main(arguments: list[str]) -> None:
+    """Trains, reports, and prints one JSON object as the last line."""
+    with command_line.user_errors(ValueError, OSError):
+        run = parse(arguments)
+    with command_line.user_errors(FloatingPointError, OSError):
+        result = loop.train(run)
+    if jax.process_index() == 0:
+        say_what_was_learned(run, result)
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
