@@ -106,14 +106,26 @@ class ReformerConfig:
 
 
 _POSITIVE = (
-    "vocab_size max_length num_layers embed_dim mlp_dim num_heads head_dim num_hashes lsh_chunk_length local_chunk_length"
-).split()
+    "vocab_size",
+    "max_length",
+    "num_layers",
+    "embed_dim",
+    "mlp_dim",
+    "num_heads",
+    "head_dim",
+    "num_hashes",
+    "lsh_chunk_length",
+    "local_chunk_length",
+)
 _NOT_NEGATIVE = (
-    "lsh_num_chunks_before lsh_num_chunks_after local_num_chunks_before local_num_chunks_after"
-).split()
-_BOOLEANS = "causal lsh_within_bucket lsh_correct_duplicates share_query_key reversible".split()
-_RATES = "dropout_rate attention_dropout_rate lsh_attention_dropout_rate".split()
-_CHUNKS = "mlp_chunk_length loss_chunk_length".split()
+    "lsh_num_chunks_before",
+    "lsh_num_chunks_after",
+    "local_num_chunks_before",
+    "local_num_chunks_after",
+)
+_BOOLEANS = ("causal", "lsh_within_bucket", "lsh_correct_duplicates", "share_query_key", "reversible")
+_RATES = ("dropout_rate", "attention_dropout_rate", "lsh_attention_dropout_rate")
+_CHUNKS = ("mlp_chunk_length", "loss_chunk_length")
 
 
 def _is_int(value) -> bool:
@@ -210,4 +222,6 @@ def _check_buckets(config: ReformerConfig) -> None:
             "(the factors of the number of buckets)."
         )
     if math.prod(factors) >= 2**31 - 1:
-        raise ValueError(f"num_buckets={config.num_buckets!r} multiply to {math.prod(factors)}; keep them below 2**31 - 1.")
+        raise ValueError(
+            f"num_buckets={config.num_buckets!r} multiply to {math.prod(factors)}; keep them below 2**31 - 1."
+        )

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from reformer.config import ReformerConfig
@@ -14,7 +15,7 @@ from reformer.model import ReformerLM
 def sample(
     config: ReformerConfig,
     variables: Any,
-    prompt: Int[Array, " prompt"],
+    prompt: Int[np.ndarray | Array, " prompt"],
     num_tokens: int,
     *,
     temperature: float = 1.0,

@@ -29,6 +29,7 @@ class ReformerLM(nn.Module):
     config: ReformerConfig
 
     def setup(self):
+        """Declares the parts."""
         config = self.config
         self.embeddings = Embeddings(config)
         self.stack = stack.stacked_blocks(config)
@@ -123,7 +124,7 @@ class ReformerLM(nn.Module):
         x = constrain(x, "act_batch", "act_length", "act_embed")
         if self.is_initializing():
             self.stack(x[:1, :1])
-            return (x, x), None
+            return (x[:, :length], x[:, :length]), None
         fixed = self._fixed(tokens.shape[1], mask, rotations, seed)
         streams = stack.run_stack(config, self.variables["params"]["stack"], x, fixed)
         return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
@@ -167,7 +168,8 @@ class ReformerLM(nn.Module):
             hashing.check_rotations(array.shape, (config.num_heads, config.head_dim), factors)
             if array.shape[2] != config.num_hashes:
                 raise ValueError(
-                    f"rotations of shape {array.shape} have {array.shape[2]} rounds, not num_hashes={config.num_hashes}."
+                    f"rotations of shape {array.shape} have {array.shape[2]} rounds, num_hashes={config.num_hashes}. "
+                    "Make them equal."
                 )
         return [jnp.stack(rotations[i::num_in_pattern]) for i in range(num_in_pattern)]
 

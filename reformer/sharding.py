@@ -142,6 +142,6 @@ def _leaf_spec(path, leaf) -> PartitionSpec:
         if re.search(rf"(^|/){pattern}$", "/".join(keys)):
             names = ("layers", *names) if "stack" in keys else names
             return _spec(names) if len(names) == len(leaf.shape) else PartitionSpec()
-    if keys and keys[0] == "params":
+    if keys and "optimizer" not in keys and "step" not in keys:
         raise ValueError(f"Parameter {'/'.join(keys)} has no logical axes. Add it to sharding.PARAMETER_AXES.")
     return PartitionSpec()

@@ -37,7 +37,9 @@ def test_temperature_zero_takes_the_most_likely_token_each_time(variables):
 
 def test_the_same_key_gives_the_same_sample_and_another_does_not(variables):
     def draw(seed):
-        return decoding.sample(CONFIG, variables, np.array([257]), 20, temperature=5.0, rng=jax.random.key(seed)).tolist()
+        return decoding.sample(
+            CONFIG, variables, np.array([257]), 20, temperature=5.0, rng=jax.random.key(seed)
+        ).tolist()
 
     assert draw(0) == draw(0)
     assert draw(0) != draw(1)
@@ -45,5 +47,7 @@ def test_the_same_key_gives_the_same_sample_and_another_does_not(variables):
 
 @pytest.mark.parametrize(("prompt_length", "num_tokens"), [(0, 4), (30, 3), (3, 0)])
 def test_impossible_lengths_are_named(variables, prompt_length, num_tokens):
-    with pytest.raises(ValueError, match=rf"num_tokens={num_tokens} must be at least 1 and together at most max_length=32"):
+    with pytest.raises(
+        ValueError, match=rf"num_tokens={num_tokens} must be at least 1 and together at most max_length=32"
+    ):
         decoding.sample(CONFIG, variables, np.full(prompt_length, 257), num_tokens, rng=jax.random.key(0))

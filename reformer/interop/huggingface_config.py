@@ -70,6 +70,8 @@ def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:
     if not isinstance(layers, (list, tuple)) or not layers or any(kind not in ("local", "lsh") for kind in layers):
         raise ValueError(f"attn_layers={layers!r} must be a list of 'local' and 'lsh'.")
     values = {ours: fields.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
+    if isinstance(values["num_buckets"], list):
+        values["num_buckets"] = tuple(values["num_buckets"])
     config = ReformerConfig(
         **values,
         **_positions_from_fields(fields),

@@ -15,8 +15,8 @@ from reformer.ops import attention as ops
 from reformer.ops import hashing
 from reformer.ops.dropout import dropout, fold
 from reformer.ops.masking import Rule
+from reformer.ops.plan import Arrays, Context, Order, Plan
 from reformer.ops.reversible import Residual
-from reformer.ops.rows import Arrays, Context, Order, Plan
 
 
 class Fixed(NamedTuple):
@@ -87,6 +87,7 @@ class SelfAttention(nn.Module):
     kind: str
 
     def setup(self):
+        """Declares the parts."""
         config = self.config
         kinds = {
             "use_bias": False,

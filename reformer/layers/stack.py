@@ -18,6 +18,7 @@ class Layer(nn.Module):
     kind: str
 
     def setup(self):
+        """Declares the parts."""
         self.attention = SelfAttention(self.config, self.kind)
         self.feed_forward = FeedForward(self.config)
 
@@ -73,7 +74,9 @@ def run_stack(config: ReformerConfig, params, x: Float[Array, "batch length embe
       Both streams.
     """
     in_order = tuple(
-        params[f"layer_{i}"][part] for i in range(len(config.attention_pattern)) for part in ("attention", "feed_forward")
+        params[f"layer_{i}"][part]
+        for i in range(len(config.attention_pattern))
+        for part in ("attention", "feed_forward")
     )
     scan = reversible_scan_blocks if config.reversible else scan_blocks
     return scan(residual_functions(config), in_order, x, x, (), fixed)

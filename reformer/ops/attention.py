@@ -1,7 +1,7 @@
 """Full, local and LSH self-attention in memory that does not grow with the square of the length.
 
 The public functions take arrays [batch, length, heads, head_dim], as `jax.nn.dot_product_attention`
-does. Their gradient is written by hand (see `block` and `rows`), so that nothing but the inputs, the
+does. Their gradient is written by hand (see `block`, `chunked` and `full`), so that nothing but the inputs, the
 output, the log-normaliser and the permutation is kept for the backward pass.
 
 `attend` and `attend_with_gradients` are the same for code that has its own backward pass: the
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
-from reformer.ops import chunking, hashing, rows
+from reformer.ops import chunked, chunking, full, hashing
 from reformer.ops.dropout import draw_seed, fold
 from reformer.ops.masking import Rule
-from reformer.ops.rows import Arrays, Context, Order, Plan
+from reformer.ops.plan import Arrays, Context, Order, Plan
 from reformer.ops.sorting import sort_by_bucket
 
 _SCORES_AT_ONCE_CPU = 2**19  # 2 MB of float32 scores stay in cache
@@ -218,7 +218,7 @@ def attend(plan: Plan, arrays: Arrays, context: Context) -> Float[Array, "batch 
 
 
 def _forward(plan: Plan, arrays: Arrays, context: Context):
-    run = rows.full_forward if plan.is_full else rows.chunked_forward
+    run = (full if plan.is_full else chunked).forward
     out, log_normalizer = _map_rows(plan, partial(run, plan), arrays, context)
     return _heads_last(out).astype(arrays.value.dtype), log_normalizer
 
@@ -230,7 +230,7 @@ def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
 
 def _attend_backward(plan: Plan, saved, out_gradient):
     arrays, context, out, log_normalizer = saved
-    run = rows.full_backward if plan.is_full else rows.chunked_backward
+    run = (full if plan.is_full else chunked).backward
     moved = _heads_first(out), log_normalizer, _heads_first(out_gradient)
     gradients = _map_rows(plan, partial(run, plan), arrays, context, *moved)
     return _like(gradients, arrays), None
@@ -248,7 +248,7 @@ def attend_with_gradients(plan: Plan, arrays: Arrays, context: Context, out_grad
     if context.order is not None and context.order.permutation.shape[2] > 1:
         out, saved = _attend_forward(plan, arrays, context)
         return out, _attend_backward(plan, saved, out_gradient)[0]
-    run = rows.full_forward_and_backward if plan.is_full else rows.chunked_forward_and_backward
+    run = (full if plan.is_full else chunked).forward_and_backward
     out, gradients = _map_rows(plan, partial(run, plan), arrays, context, _heads_first(out_gradient))
     return _heads_last(out).astype(arrays.value.dtype), _like(gradients, arrays)
 
@@ -270,7 +270,9 @@ def _map_rows(plan: Plan, run, arrays: Arrays, context: Context, *others):
     batch, _, num_heads, _ = arrays.query.shape
     arrays = jax.tree.map(_heads_first, arrays)
     if context.mask is not None:
-        context = context._replace(mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, context.mask.shape[1])))
+        context = context._replace(
+            mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, context.mask.shape[1]))
+        )
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, context, *others))
     batch_size = min(plan.rows_at_once, batch * num_heads)
     result = jax.lax.map(lambda row: run(*row), flat, batch_size=None if batch_size == 1 else batch_size)

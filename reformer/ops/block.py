@@ -63,8 +63,11 @@ def _exponentials(rule: Rule, block: Block):
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    log_normalizer = largest + jnp.log(total)
+    if rule.semantics == "huggingface":  # its weights are exp(score - log_normalizer), which rounds near -1e9
+        total = jnp.exp(log_normalizer - largest)
     scale = jnp.where(largest > masking.NO_KEY_BELOW, 1 / total, 0)
-    return weights, scale, (largest + jnp.log(total))[..., 0]
+    return weights, scale, log_normalizer[..., 0]
 
 
 def forward(rule: Rule, block: Block) -> tuple[Float[Array, "c q e"], Float[Array, "c q"]]:
@@ -100,10 +103,10 @@ def forward_and_backward(
     """Output and cotangents in one pass, where the block holds all the keys of its queries."""
     weights, scale, _ = _exponentials(rule, block)
     out = scale * _einsum("cqk,cke->cqe", _drop(rule, block.pairs, weights), block.value, block.value)
-    # The rows' normalisers multiply the small cotangents instead of the large weights.
-    scaled = scale * out_gradient
-    delta = jnp.sum(scaled * out, axis=-1, keepdims=True)
-    return out, _gradients(rule, block, weights, scaled, delta)
+    # Rounded where the two-pass form rounds, so that narrow types get the same gradient from both.
+    rounded = out.astype(block.value.dtype).astype(out.dtype)
+    delta = jnp.sum(rounded * out_gradient, axis=-1, keepdims=True)
+    return out, _gradients(rule, block, weights * scale, out_gradient, delta)
 
 
 def _gradients(rule: Rule, block: Block, weights, out_gradient, delta) -> Gradients:

@@ -80,6 +80,11 @@ def queries(x: jax.Array, cut: Geometry) -> jax.Array:
     return jax.lax.slice_in_dim(x, first, first + size).reshape(cut.block, cut.chunk_length, *x.shape[1:])
 
 
+def flatten(blocks: jax.Array) -> jax.Array:
+    """Merges the axes [blocks, block, chunk, ...] into one of slots."""
+    return blocks.reshape(-1, *blocks.shape[3:])
+
+
 def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis: int, out_axis: int):
     """Applies `fn` to chunks of `x` along an axis, one after another, and writes the results side by side.
 

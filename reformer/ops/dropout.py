@@ -16,7 +16,7 @@ def draw_seed(rng: PRNGKeyArray) -> UInt[Array, ""]:
     return jax.random.bits(rng, (), jnp.uint32)
 
 
-def fold(seed: UInt[Array, "*shape"], counter: Int[Array, "*shape"] | int) -> UInt[Array, "*shape"]:
+def fold(seed: UInt[Array, ""], counter: Int[Array, "*shape"] | int) -> UInt[Array, "*shape"]:
     """Derives an independent seed for every value of `counter`."""
     return _mix(_mix(seed) + jnp.asarray(counter).astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
 

@@ -92,7 +92,7 @@ def _combine(projected, factors: tuple[int, ...]):
 
 
 def _first_argmax_of_both_signs(half):
-    """argmax of concat([half, -half]) along axis 3 by a max and a min, which vectorise where argmax does not."""
+    """Argmax of concat([half, -half]) along axis 3 by a max and a min, which vectorise where argmax does not."""
     size = half.shape[3]
     largest = jnp.max(jnp.abs(half), axis=3, keepdims=True)
     column = jax.lax.broadcasted_iota(jnp.int32, half.shape, 3)

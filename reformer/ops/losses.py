@@ -63,9 +63,7 @@ def _sum_chunks(fn, chunk_length, inputs, targets, weights, total=()):
 
     dtype = jnp.promote_types(weights.dtype, jnp.float32)
     zeros = ((jnp.zeros((), dtype), jnp.zeros((), weights.dtype)), *total)
-    (sums, *rest), out = scan_chunks(
-        visit, zeros, (inputs, row, targets, weights), chunk_length, in_axis=1, out_axis=1
-    )
+    (sums, *rest), out = scan_chunks(visit, zeros, (inputs, row, targets, weights), chunk_length, in_axis=1, out_axis=1)
     return sums, out, *rest
 
 

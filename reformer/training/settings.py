@@ -14,6 +14,7 @@ from reformer.data import text
 
 Config = ConfigDict | dict[str, Any]  # the second as read from config.json
 
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

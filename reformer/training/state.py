@@ -15,9 +15,12 @@ from reformer.model import ReformerLM
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, optimizer state and the number of updates done. Random keys follow from the seed and `step`."""
+    """Parameters, optimizer state and the number of updates done; or the shapes or shardings of these.
 
-    step: jax.Array
+    Random keys are no part of it: they follow from the seed and `step`.
+    """
+
+    step: Any
     params: Any
     optimizer: Any
 

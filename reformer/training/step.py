@@ -106,6 +106,8 @@ def _loss(model, params, batch, rngs, deterministic):
     )
 
 
-def evaluation_step(params: Any, batch: Batch, hash_seed: int, *, model: nn.Module) -> tuple[jax.Array, jax.Array]:
+def evaluation_step(
+    params: Any, batch: Batch, hash_seed: int | jax.Array, *, model: nn.Module
+) -> tuple[jax.Array, jax.Array]:
     """Returns the sum of nats and the sum of weights of a batch, without dropout."""
     return _loss(model, params, batch, {"hash": jax.random.key(hash_seed)}, deterministic=True)

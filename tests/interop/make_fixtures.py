@@ -3,9 +3,9 @@
     pip install transformers==4.57.1 torch==2.13.0
     python tests/interop/make_fixtures.py [DIRECTORY]
 
-Each case is a random Hugging Face Reformer in float64: `config.json`, `model.safetensors` and `expected.npz` with tokens,
-mask, the rotations that each LSH layer drew (in depth order), logits, and, where Hugging Face can train at that length,
-the gradient of mean(logits^2) for every parameter by its state-dict name.
+Each case is a random Hugging Face Reformer in float64: `config.json`, `model.safetensors` and `expected.npz` with
+tokens, mask, the rotations that each LSH layer drew (in depth order), logits, and, where Hugging Face can train at that
+length, the gradient of mean(logits^2) for every parameter by its state-dict name.
 """
 
 import pathlib

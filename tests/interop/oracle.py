@@ -1,7 +1,7 @@
 """Hugging Face's Reformer as a plain function of their own files, in float64, independent of ours.
 
-Written from the semantics in section 2 of their numerical description: positions are explicit, every window is gathered,
-nothing is fused or reversible. `jax.grad` of it is the reference for gradients.
+Written from what transformers 4.57.1 computes, and compared with it in test_parity: positions are explicit, every
+window is gathered, nothing is fused or reversible. `jax.grad` of it is the reference for gradients.
 Letters: b batch, h heads, r rounds, n chunks, q/k positions in a chunk or window, d head_dim.
 """
 
@@ -20,7 +20,12 @@ _ACTIVATIONS = {
 
 
 def logits(weights, fields, tokens, mask, rotations):
-    """Logits [b, length, vocab] from a state dict, the fields of `config.json`, and one rotation array per LSH layer."""
+    """Logits [b, length, vocab] from a state dict, the fields of a `config.json` and rotations per LSH layer."""
+    with jax.numpy_rank_promotion("allow"):
+        return _logits(weights, fields, tokens, mask, rotations)
+
+
+def _logits(weights, fields, tokens, mask, rotations):
     length = tokens.shape[1]
     chunk_lengths = {fields[f"{kind}_attn_chunk_length"] for kind in fields["attn_layers"]}
     padding = -length % math.lcm(*chunk_lengths) if length > min(chunk_lengths) else 0

@@ -139,7 +139,6 @@ def test_what_they_lack_is_refused(changes, message):
         ({"axial_pos_shape": 64}, "axial_pos_shape=64 must be a list of integers"),
         ({"axial_pos_embds_dim": [64, 64]}, "must equal embed_dim=256"),
         ({"num_buckets": 7}, "num_buckets=7 must be"),
-        ({"hidden_size": "256"}, "embed_dim='256' must be an integer"),
         ({"lsh_attn_chunk_length": 0}, "lsh_chunk_length=0 must be an integer of at least 1"),
         ({"max_position_embeddings": 2**19}, "exceeds the 4096 positions of axial_pos_shape and steers num_buckets"),
     ],

@@ -119,13 +119,14 @@ def full(case, inputs):
 
 def dropout_mask(case):
     """The mask of the attention weights as bool [b, h, r, q, k], True = keep."""
-    num_rounds = max(case.rounds, 1)
-    seeds = attention.dropout_seeds(dropout.draw_seed(DROPOUT_RNG), BATCH, HEADS)[..., None]
-    rounds = jnp.broadcast_to(jnp.arange(num_rounds)[None, None], (BATCH, HEADS, num_rounds))
-    seeds = dropout.fold(jnp.broadcast_to(seeds, rounds.shape), rounds)
-    query, key = jnp.arange(case.length)[:, None], jnp.arange(case.length)[None, :]
-    masks = [dropout.keep_mask(seed, query, key, case.rate) for seed in seeds.reshape(-1)]
-    return jnp.stack(masks).reshape(*rounds.shape, case.length, case.length)
+    rounds, positions = jnp.arange(max(case.rounds, 1)), jnp.arange(case.length)
+    seeds = attention.dropout_seeds(dropout.draw_seed(DROPOUT_RNG), BATCH, HEADS).reshape(-1)
+    masks = [
+        dropout.keep_mask(seed, positions[:, None], positions[None, :], case.rate)
+        for row in seeds
+        for seed in dropout.fold(row, rounds)
+    ]
+    return jnp.stack(masks).reshape(BATCH, HEADS, len(rounds), case.length, case.length)
 
 
 def dense(case, inputs, window):

@@ -10,6 +10,8 @@ import pytest
 from reformer.ops import hashing
 from tests import references
 
+HASH = jax.jit(hashing.hash_vectors, static_argnames="factors")
+
 
 def _inputs(factors, length=33, num_hashes=3, dtype=jnp.float32):
     vector_rng, rotation_rng = jax.random.split(jax.random.key(0))
@@ -22,7 +24,7 @@ def _inputs(factors, length=33, num_hashes=3, dtype=jnp.float32):
 def test_buckets_equal_the_reference(factors, masked):
     vectors, rotations = _inputs(factors)
     mask = jax.random.bernoulli(jax.random.key(1), 0.7, vectors.shape[:2]) if masked else None
-    buckets = hashing.hash_vectors(vectors, rotations, factors, mask)
+    buckets = HASH(vectors, rotations, factors, mask)
     assert buckets.dtype == jnp.int32
     np.testing.assert_array_equal(buckets, references.hash_vectors(vectors, rotations, factors, mask))
 
@@ -32,9 +34,9 @@ def test_buckets_of_chosen_vectors_are_the_hand_computed_ones():
     rotations = jnp.eye(3)[None, :, None, :]
     vectors = jnp.array([[2, 1, 1], [1, 2, -1], [-2, 1, 1], [1, -2, -1]], jnp.float32)[None, :, None, :]
     mask = jnp.array([[True, True, True, True]])
-    np.testing.assert_array_equal(hashing.hash_vectors(vectors, rotations, (4, 2), mask), [[[[0, 5, 2, 7]]]])
+    np.testing.assert_array_equal(HASH(vectors, rotations, (4, 2), mask), [[[[0, 5, 2, 7]]]])
     mask = jnp.array([[True, False, True, True]])
-    np.testing.assert_array_equal(hashing.hash_vectors(vectors, rotations, (4, 2), mask), [[[[0, 8, 2, 7]]]])
+    np.testing.assert_array_equal(HASH(vectors, rotations, (4, 2), mask), [[[[0, 8, 2, 7]]]])
 
 
 def test_ties_go_to_the_first_direction():
@@ -45,14 +47,14 @@ def test_ties_go_to_the_first_direction():
 
 def test_opposite_vectors_never_share_a_bucket_and_scaled_ones_always_do():
     vectors, rotations = _inputs((8, 4))
-    buckets = hashing.hash_vectors(vectors, rotations, (8, 4), None)
-    assert not np.any(buckets == hashing.hash_vectors(-vectors, rotations, (8, 4), None))
-    np.testing.assert_array_equal(buckets, hashing.hash_vectors(4 * vectors, rotations, (8, 4), None))
+    buckets = HASH(vectors, rotations, (8, 4), None)
+    assert not np.any(buckets == HASH(-vectors, rotations, (8, 4), None))
+    np.testing.assert_array_equal(buckets, HASH(4 * vectors, rotations, (8, 4), None))
 
 
 def test_bfloat16_vectors_are_projected_in_float32():
     vectors, rotations = _inputs((64,), length=512, dtype=jnp.bfloat16)
-    buckets = np.asarray(hashing.hash_vectors(vectors, rotations, (64,), None))
+    buckets = np.asarray(HASH(vectors, rotations, (64,), None))
     expected = references.hash_vectors(vectors, rotations, (64,))
     assert np.mean(buckets != expected) < 1e-3  # a projection rounded to bfloat16 moves about one in a hundred
 
@@ -68,7 +70,7 @@ def test_no_gradient_flows_through_hashing():
     vectors, rotations = _inputs((4, 2))
 
     def total(vectors, rotations):
-        return jnp.sum(hashing.hash_vectors(vectors, rotations, (4, 2), None).astype(jnp.float32) * vectors[0, 0, 0, 0])
+        return jnp.sum(HASH(vectors, rotations, (4, 2), None).astype(jnp.float32) * vectors[0, 0, 0, 0])
 
     vector_gradient, rotation_gradient = jax.grad(total, argnums=(0, 1))(vectors, rotations)
     assert np.count_nonzero(vector_gradient) == 1

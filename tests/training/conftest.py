@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -29,6 +30,15 @@ def small_config(text_file: Path) -> ConfigDict:
     config.evaluation.update(every_steps=4, batch_size=8, num_hash_seeds=2)
     config.checkpoint.every_steps = 2
     return config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Compiles each program once: a run that continues has the programs of the one before."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compilation_cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")

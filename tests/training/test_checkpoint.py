@@ -12,7 +12,9 @@ from reformer.training.state import TrainState, init_params
 
 def state_of(step):
     values = jnp.arange(6.0).reshape(2, 3) + step
-    return TrainState(step=jnp.array(step), params={"kernel": values}, optimizer=({"moment": 2 * values}, jnp.array(step)))
+    return TrainState(
+        step=jnp.array(step), params={"kernel": values}, optimizer=({"moment": 2 * values}, jnp.array(step))
+    )
 
 
 def target():
@@ -93,7 +95,7 @@ def test_load_gives_the_config_and_the_parameters_to_library_users(config, tmp_p
     params = init_params(model_config, seed=5)
     settings.write(tmp_path / "config.json", config)
     with Checkpoints(tmp_path) as checkpoints:
-        state = TrainState(step=jnp.array(1), params=params, optimizer=())
+        state = TrainState(step=jnp.array(1), params=params, optimizer={"count": jnp.array(1)})
         checkpoints.save(state, {}, {"step": 1}, 2.0)
     loaded_config, variables = checkpoint.load(tmp_path)
     assert loaded_config == model_config

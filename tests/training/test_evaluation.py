@@ -91,7 +91,10 @@ def test_what_leaves_the_parameters_as_they_are_can_be_changed(workdir, capsys, 
     ("change", "message"),
     [
         ("--config.model.num_heads=4", r"num_heads: 2 -> 4: the trained parameters do not allow this; stack/"),
-        ("--config.model.share_query_key=False", r"share_query_key: True -> False: the trained parameters do not allow"),
+        (
+            "--config.model.share_query_key=False",
+            r"share_query_key: True -> False: the trained parameters do not allow",
+        ),
         ("--config.model.causal=False", r"causal=False would show the model the bytes it predicts"),
         ("--config.optimizer.learning_rate=1", r"this has no effect on an evaluation. Leave it out"),
         ("--checkpoint=99", r"checkpoint='99' does not exist"),

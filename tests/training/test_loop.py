@@ -110,6 +110,7 @@ def test_a_directory_with_other_files_is_left_alone(config, tmp_path):
 
 def test_a_broken_loss_stops_the_run_and_is_never_saved(config, tmp_path):
     config.optimizer.update(name="adamw", learning_rate=1e38, warmup_steps=0, clip_norm=None)
+    config.model.update(attention_pattern=("local",), num_layers=1)
     config.checkpoint.every_steps = 1
     with pytest.raises(FloatingPointError, match=r"at step \d+: training broke down between steps"):
         run(config, tmp_path / "run")

@@ -3,7 +3,7 @@
 import json
 import math
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from configs import base
@@ -11,8 +11,8 @@ from reformer.training import metrics
 from reformer.training.progress import Progress
 
 
-class Recorder:
-    """Takes the place of a journal or a progress display and keeps the steps it is given."""
+class KeptJournal(metrics.Journal):
+    """Keeps the steps it is given in place of writing them."""
 
     def __init__(self):
         self.steps = []
@@ -20,17 +20,24 @@ class Recorder:
     def write(self, record):
         self.steps.append(record["step"])
 
+
+class KeptProgress(Progress):
+    """Keeps the steps it is given in place of showing them."""
+
+    def __init__(self):
+        self.steps = []
+
     def update(self, record, seconds_per_step):
         self.steps.append(record["step"])
 
 
 def values(nats=8.0):
     names = ("gradient_norm", "update_norm", "learning_rate")
-    return {"nats": np.float32(nats), "weight": np.float32(4), **dict.fromkeys(names, np.float32(1))}
+    return {"nats": jnp.array(nats), "weight": jnp.array(4.0), **dict.fromkeys(names, jnp.array(1.0))}
 
 
 def test_a_step_is_read_after_the_next_one_was_dispatched():
-    journal, progress = Recorder(), Recorder()
+    journal, progress = KeptJournal(), KeptProgress()
     reader = metrics.StepReader(journal, progress, log_every_steps=2)
     seen = []
     for number in range(1, 5):
@@ -43,7 +50,7 @@ def test_a_step_is_read_after_the_next_one_was_dispatched():
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_range():
-    reader = metrics.StepReader(Recorder(), Recorder(), log_every_steps=10)
+    reader = metrics.StepReader(KeptJournal(), KeptProgress(), log_every_steps=10)
     reader.push(6, values())
     reader.push(7, values(float("nan")))
     with pytest.raises(FloatingPointError, match=r"nats=nan at step 7: training broke down between steps 6 and 7"):

@@ -1,4 +1,4 @@
-"""Attention of one row: one head of one example, worked block by block.
+"""Local and LSH attention of one row: one head of one example, worked block by block.
 
 A row is cut into slots: its tokens in natural order (local attention) or in sorted order, once for
 every hash round (LSH). A scan goes over the blocks of a round and a scan over the rounds, so that
@@ -12,73 +12,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Int, UInt
 
 from reformer.ops import block as block_ops
 from reformer.ops import chunking
 from reformer.ops.block import Block
 from reformer.ops.chunking import NO_POSITION, Geometry
 from reformer.ops.dropout import fold
-from reformer.ops.masking import Pairs, Rule, Tokens
+from reformer.ops.masking import Pairs, Tokens
+from reformer.ops.plan import Arrays, Context, Plan, unit_keys
 from reformer.ops.sorting import invert
-
-_UNIT_EPSILON = 1e-6  # inside the root, as trax and Hugging Face have it
-
-
-class Arrays(NamedTuple):
-    """What attention differentiates. `key` is None under a shared projection."""
-
-    query: Float[Array, "*rows l d"]
-    key: Float[Array, "*rows l d"] | None
-    value: Float[Array, "*rows l e"]
-
-
-class Order(NamedTuple):
-    """How the tokens of a row are sorted in every round. `buckets` only where masks need them."""
-
-    permutation: Int[Array, "*rows r l"]
-    buckets: Int[Array, "*rows r l"] | None = None
-
-
-class Context(NamedTuple):
-    """What attention does not differentiate: mask (True = real token), order and dropout seed."""
-
-    mask: Bool[Array, "*rows l"] | None = None
-    order: Order | None = None
-    seed: UInt[Array, "*rows"] | None = None
-
-
-class Plan(NamedTuple):
-    """The static part of an attention. Hashable.
-
-    Attributes:
-      rule: who attends to whom.
-      cut: chunks and blocks; for full attention a chunk is a block of queries that sees every key.
-      is_full: full attention.
-      correct_duplicates: subtract log N_ij, how many rounds a pair meets in.
-      rows_at_once: how many rows are computed together.
-    """
-
-    rule: Rule
-    cut: Geometry
-    is_full: bool = False
-    correct_duplicates: bool = False
-    rows_at_once: int = 1
-
-    @property
-    def wraps(self) -> bool:
-        """Whether the windows at the edges wrap around."""
-        return self.rule.semantics == "huggingface" and not self.is_full
-
-
-def unit_keys(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-    """Scales vectors to length 1, computed in at least float32.
-
-    Source: arXiv 2001.04451, section 2, "Shared-QK attention"; the epsilon is trax's.
-    """
-    wide = x.astype(block_ops.accumulation_dtype(x.dtype))
-    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + _UNIT_EPSILON) * x.shape[-1] ** -0.5).astype(x.dtype)
 
 
 class _Round(NamedTuple):
@@ -98,10 +41,14 @@ def _rounds(plan: Plan, context: Context, length: int) -> _Round:
     else:
         permutation, buckets = (natural[None], None) if context.order is None else context.order
         extend = chunking.extend_wrapped if plan.wraps else jax.vmap(chunking.extend, in_axes=(0, None, None))
-        position, inverse, num_rounds = extend(permutation, plan.cut, NO_POSITION), invert(permutation), len(permutation)
+        position, inverse, num_rounds = (
+            extend(permutation, plan.cut, NO_POSITION),
+            invert(permutation),
+            len(permutation),
+        )
     seeds = None
     if context.seed is not None:
-        seeds = fold(jnp.broadcast_to(context.seed, (num_rounds,)), jnp.arange(num_rounds))
+        seeds = fold(context.seed, jnp.arange(num_rounds))
     return _Round(position, inverse, buckets, seeds)
 
 
@@ -168,12 +115,7 @@ def _unsort(slots, view: _View, first: int = 0):
     return jnp.take(slots, view.round.inverse + first, axis=0, mode="clip")
 
 
-def _flatten(blocks):
-    """Merges the axes [blocks, block, chunk, ...] into one of slots."""
-    return blocks.reshape(-1, *blocks.shape[3:])
-
-
-def chunked_forward(plan: Plan, arrays: Arrays, context: Context):
+def forward(plan: Plan, arrays: Arrays, context: Context):
     """Local or LSH attention of a row.
 
     Returns:
@@ -190,7 +132,7 @@ def chunked_forward(plan: Plan, arrays: Arrays, context: Context):
             return block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens)))
 
         out, log_normalizer = jax.lax.map(attend_block, jnp.arange(plan.cut.num_blocks))
-        return _merge(carry, tuple(_unsort(_flatten(x), view) for x in (out, log_normalizer))), None
+        return _merge(carry, tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))), None
 
     length = arrays.query.shape[0]
     nothing = jnp.zeros((length, arrays.value.shape[-1]), dtype), jnp.full(length, -jnp.inf, dtype)
@@ -204,7 +146,7 @@ def _merge(one, other):
     return sum(parts), log_normalizer
 
 
-def chunked_backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
+def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
     """Cotangents of a row from those of its output, given its output and log-normaliser."""
     delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
 
@@ -212,17 +154,17 @@ def chunked_backward(plan: Plan, arrays: Arrays, context: Context, out, log_norm
         at_queries = _at_queries(view, tokens, (out_gradient, delta, log_normalizer))
         return (), block_ops.backward(plan.rule, block, *at_queries)
 
-    return _chunked_gradients(plan, arrays, context, differentiate)[1]
+    return _gradients(plan, arrays, context, differentiate)[1]
 
 
-def chunked_forward_and_backward(plan: Plan, arrays: Arrays, context: Context, out_gradient):
+def forward_and_backward(plan: Plan, arrays: Arrays, context: Context, out_gradient):
     """Output and cotangents of a row in one pass over its blocks, for a single round."""
 
     def differentiate(view: _View, block: Block, tokens: Tokens):
         (at_queries,) = _at_queries(view, tokens, (out_gradient,))
         return block_ops.forward_and_backward(plan.rule, block, at_queries)
 
-    return _chunked_gradients(plan, arrays, context, differentiate)
+    return _gradients(plan, arrays, context, differentiate)
 
 
 def _at_queries(view: _View, tokens: Tokens, arrays):
@@ -236,7 +178,7 @@ def _at_queries(view: _View, tokens: Tokens, arrays):
     return jax.tree.map(read, arrays)
 
 
-def _chunked_gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
+def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
     """Runs `differentiate` over all blocks and rounds and sums the cotangents over positions."""
     rounds, make_view = _views(plan, arrays, context)
     first = plan.cut.before * plan.cut.chunk_length
@@ -248,7 +190,7 @@ def _chunked_gradients(plan: Plan, arrays: Arrays, context: Context, differentia
         total = jax.tree.map(lambda sum_, new: sum_ + _unsort(new, view, first), total, at_slots)
         if plan.wraps:
             total = jax.tree.map(partial(_add_edges, plan.cut, this.position), total, at_slots)
-        return total, jax.tree.map(lambda x: _unsort(_flatten(x), view), outs)
+        return total, jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs)
 
     total, outs = jax.lax.scan(visit_round, zeros, rounds)
     return jax.tree.map(lambda x: x[0], outs), total
@@ -289,76 +231,3 @@ def _add_edges(cut: Geometry, position, total, at_slots):
     for edge in (slice(0, first), slice(first + inner, first + inner + cut.after * cut.chunk_length)):
         total = total.at[position[edge]].add(at_slots[edge])
     return total
-
-
-def full_forward(plan: Plan, arrays: Arrays, context: Context):
-    """Full attention of a row, a block of queries at a time. Returns as `chunked_forward`."""
-    length = arrays.query.shape[0]
-    make_block = _full_blocks(plan, arrays, context)
-
-    def attend_block(i):
-        return block_ops.forward(plan.rule, make_block(i))
-
-    out, log_normalizer = jax.lax.map(attend_block, jnp.arange(plan.cut.num_chunks))
-    return _flatten(out)[:length], _flatten(log_normalizer)[:length]
-
-
-def full_backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
-    """Cotangents of a row of full attention, as `chunked_backward`."""
-    delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
-
-    def differentiate(block: Block, i):
-        at_queries = (_query_slice(plan, x, i) for x in (out_gradient, delta, log_normalizer))
-        return (), block_ops.backward(plan.rule, block, *at_queries)
-
-    return _full_gradients(plan, arrays, context, differentiate)[1]
-
-
-def full_forward_and_backward(plan: Plan, arrays: Arrays, context: Context, out_gradient):
-    """Output and cotangents of a row of full attention in one pass over its blocks."""
-
-    def differentiate(block: Block, i):
-        return block_ops.forward_and_backward(plan.rule, block, _query_slice(plan, out_gradient, i))
-
-    return _full_gradients(plan, arrays, context, differentiate)
-
-
-def _query_slice(plan: Plan, x, i, fill=0):
-    """The queries of block `i` of an array over positions, as one chunk [1, q, ...]."""
-    padding = plan.cut.num_chunks * plan.cut.chunk_length - len(x)
-    padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-    return jax.lax.dynamic_slice_in_dim(padded, i * plan.cut.chunk_length, plan.cut.chunk_length)[None]
-
-
-def _full_blocks(plan: Plan, arrays: Arrays, context: Context):
-    """Returns a function that makes block `i`: some queries and all keys."""
-    position = jnp.arange(arrays.query.shape[0], dtype=jnp.int32)
-    key_tokens = Tokens(position[None], None if context.mask is None else context.mask[None])
-    seed = None if context.seed is None else fold(context.seed, 0)
-    key = (unit_keys(arrays.query) if arrays.key is None else arrays.key)[None]
-
-    def make_block(i) -> Block:
-        query_tokens = Tokens(_query_slice(plan, position, i, NO_POSITION))
-        pairs = Pairs(query_tokens, key_tokens, seed)
-        return Block(_query_slice(plan, arrays.query, i), key, arrays.value[None], pairs)
-
-    return make_block
-
-
-def _full_gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
-    make_block = _full_blocks(plan, arrays, context)
-    length = arrays.query.shape[0]
-
-    def visit_block(total, i):
-        out, gradients = differentiate(make_block(i), i)
-        total = jax.tree.map(lambda sum_, new: sum_ + new[0], total, (gradients.key, gradients.value))
-        return total, (out, gradients.query)
-
-    dtype = block_ops.accumulation_dtype(arrays.value.dtype)
-    zeros = jnp.zeros(arrays.query.shape, dtype), jnp.zeros(arrays.value.shape, dtype)
-    (key, value), (out, query) = jax.lax.scan(visit_block, zeros, jnp.arange(plan.cut.num_chunks))
-    out, query = jax.tree.map(lambda x: _flatten(x)[:length], (out, query))
-    if arrays.key is None:
-        (through_key,) = jax.vjp(unit_keys, arrays.query.astype(dtype))[1](key)
-        return out, Arrays(query + through_key, None, value)
-    return out, Arrays(query, key, value)

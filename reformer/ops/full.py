@@ -1,0 +1,85 @@
+"""Full attention of one row, one head of one example: a block of queries at a time."""
+
+import jax
+import jax.numpy as jnp
+
+from reformer.ops import block as block_ops
+from reformer.ops import chunking
+from reformer.ops.block import Block
+from reformer.ops.chunking import NO_POSITION
+from reformer.ops.dropout import fold
+from reformer.ops.masking import Pairs, Tokens
+from reformer.ops.plan import Arrays, Context, Plan, unit_keys
+
+
+def forward(plan: Plan, arrays: Arrays, context: Context):
+    """Full attention of a row, a block of queries at a time. Returns as `chunked.forward`."""
+    length = arrays.query.shape[0]
+    make_block = _blocks(plan, arrays, context)
+
+    def attend_block(i):
+        return block_ops.forward(plan.rule, make_block(i))
+
+    out, log_normalizer = jax.lax.map(attend_block, jnp.arange(plan.cut.num_chunks))
+    return chunking.flatten(out)[:length], chunking.flatten(log_normalizer)[:length]
+
+
+def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
+    """Cotangents of a row of full attention, as `chunked.backward`."""
+    delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
+
+    def differentiate(block: Block, i):
+        at_queries = (_query_slice(plan, x, i) for x in (out_gradient, delta, log_normalizer))
+        return (), block_ops.backward(plan.rule, block, *at_queries)
+
+    return _gradients(plan, arrays, context, differentiate)[1]
+
+
+def forward_and_backward(plan: Plan, arrays: Arrays, context: Context, out_gradient):
+    """Output and cotangents of a row of full attention in one pass over its blocks."""
+
+    def differentiate(block: Block, i):
+        return block_ops.forward_and_backward(plan.rule, block, _query_slice(plan, out_gradient, i))
+
+    return _gradients(plan, arrays, context, differentiate)
+
+
+def _query_slice(plan: Plan, x, i, fill=0):
+    """The queries of block `i` of an array over positions, as one chunk [1, q, ...]."""
+    padding = plan.cut.num_chunks * plan.cut.chunk_length - len(x)
+    padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+    return jax.lax.dynamic_slice_in_dim(padded, i * plan.cut.chunk_length, plan.cut.chunk_length)[None]
+
+
+def _blocks(plan: Plan, arrays: Arrays, context: Context):
+    """Returns a function that makes block `i`: some queries and all keys."""
+    position = jnp.arange(arrays.query.shape[0], dtype=jnp.int32)
+    key_tokens = Tokens(position[None], None if context.mask is None else context.mask[None])
+    seed = None if context.seed is None else fold(context.seed, 0)
+    key = (unit_keys(arrays.query) if arrays.key is None else arrays.key)[None]
+
+    def make_block(i) -> Block:
+        query_tokens = Tokens(_query_slice(plan, position, i, NO_POSITION))
+        pairs = Pairs(query_tokens, key_tokens, seed)
+        return Block(_query_slice(plan, arrays.query, i), key, arrays.value[None], pairs)
+
+    return make_block
+
+
+def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
+    make_block = _blocks(plan, arrays, context)
+    length = arrays.query.shape[0]
+
+    def visit_block(total, i):
+        out, gradients = differentiate(make_block(i), i)
+        total = jax.tree.map(lambda sum_, new: sum_ + new[0], total, (gradients.key, gradients.value))
+        return total, (out, gradients.query)
+
+    dtype = block_ops.accumulation_dtype(arrays.value.dtype)
+    zeros = jnp.zeros(arrays.query.shape, dtype), jnp.zeros(arrays.value.shape, dtype)
+    (key, value), (out, query) = jax.lax.scan(visit_block, zeros, jnp.arange(plan.cut.num_chunks))
+    out, query = jax.tree.map(lambda x: chunking.flatten(x)[:length], (out, query))
+    if arrays.key is None:
+        (through_key,) = jax.vjp(unit_keys, arrays.query.astype(dtype))[1](key)
+        return out, Arrays(query + through_key, None, value)
+    return out, Arrays(query, key, value)

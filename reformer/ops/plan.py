@@ -1,0 +1,69 @@
+"""What an attention needs to know: its arrays, what is not differentiated, and its static plan."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from reformer.ops import block as block_ops
+from reformer.ops.chunking import Geometry
+from reformer.ops.masking import Rule
+
+_UNIT_EPSILON = 1e-6  # inside the root, as trax and Hugging Face have it
+
+
+class Arrays(NamedTuple):
+    """What attention differentiates. `key` is None under a shared projection."""
+
+    query: Float[Array, "*rows l d"]
+    key: Float[Array, "*rows l d"] | None
+    value: Float[Array, "*rows l e"]
+
+
+class Order(NamedTuple):
+    """How the tokens of a row are sorted in every round. `buckets` only where masks need them."""
+
+    permutation: Int[Array, "*rows r l"]
+    buckets: Int[Array, "*rows r l"] | None = None
+
+
+class Context(NamedTuple):
+    """What attention does not differentiate: mask (True = real token), order and dropout seed."""
+
+    mask: Bool[Array, "*rows l"] | None = None
+    order: Order | None = None
+    seed: UInt[Array, "*rows"] | None = None
+
+
+class Plan(NamedTuple):
+    """The static part of an attention. Hashable.
+
+    Attributes:
+      rule: who attends to whom.
+      cut: chunks and blocks; for full attention a chunk is a block of queries that sees every key.
+      is_full: full attention.
+      correct_duplicates: subtract log N_ij, how many rounds a pair meets in.
+      rows_at_once: how many rows are computed together.
+    """
+
+    rule: Rule
+    cut: Geometry
+    is_full: bool = False
+    correct_duplicates: bool = False
+    rows_at_once: int = 1
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the windows at the edges wrap around."""
+        return self.rule.semantics == "huggingface" and not self.is_full
+
+
+def unit_keys(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+    """Scales vectors to length 1, computed in at least float32.
+
+    Source: arXiv 2001.04451, section 2, "Shared-QK attention"; the epsilon is trax's.
+    """
+    wide = x.astype(block_ops.accumulation_dtype(x.dtype))
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean_square + _UNIT_EPSILON) * x.shape[-1] ** -0.5).astype(x.dtype)

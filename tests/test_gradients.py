@@ -1,0 +1,88 @@
+"""The reversible stack has the gradient of the same function under ordinary autodiff."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from reformer import ReformerConfig
+from reformer.layers.attention import Fixed, attention_residual
+from tests import models
+
+DEEP = ReformerConfig(
+    max_length=512,
+    num_layers=6,
+    embed_dim=64,
+    mlp_dim=128,
+    num_heads=2,
+    head_dim=16,
+    num_hashes=3,
+    lsh_chunk_length=32,
+    local_chunk_length=32,
+    mlp_chunk_length=128,
+    dropout_rate=0.1,
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_pattern": ("full", "lsh"), "share_query_key": True},
+        {"attention_pattern": ("lsh",), "lsh_within_bucket": True, "lsh_correct_duplicates": True, "num_hashes": 3},
+        {"attention_pattern": ("local", "local", "lsh", "local"), "activation": "silu", "causal": False},
+        {"semantics": "huggingface", "causal": False},
+        {"position_embedding": "learned", "mlp_chunk_length": None, "loss_chunk_length": None},
+        {"position_embedding": "sinusoidal", "num_hashes": 1},
+    ],
+)
+def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64, changes):
+    config = dataclasses.replace(models.SMALL, dropout_rate=0.1, dtype="float64", param_dtype="float64", **changes)
+    assert models.worst_gradient_error(config, num_keys=1, batch=2) < 1e-10
+
+
+@pytest.mark.slow
+def test_float32_gradients_survive_rebuilt_activations_with_gelu():
+    assert models.worst_gradient_error(DEEP, num_keys=10) < 3e-5
+
+
+@pytest.mark.slow
+def test_float32_gradients_survive_rebuilt_activations_with_relu():
+    # A hidden unit near zero may change sign on a rebuilt input.
+    assert models.worst_gradient_error(dataclasses.replace(DEEP, activation="relu"), num_keys=10) < 1e-3
+
+
+@pytest.mark.slow
+def test_bfloat16_gradients_survive_rebuilt_activations():
+    config = dataclasses.replace(DEEP, num_layers=12, dtype="bfloat16")
+    assert models.worst_gradient_error(config, num_keys=2) < 1e-2
+
+
+def test_the_reverse_sweep_keeps_the_sort_of_a_perturbed_input():
+    config = dataclasses.replace(models.SMALL, num_buckets=4)
+    residual = attention_residual(config, "lsh")
+    params = jax.tree.map(lambda x: x[0], models.init(config)["stack"]["layer_1"]["attention"])
+    x = jax.random.normal(jax.random.key(0), (1, 64, config.embed_dim))
+    rotations = jax.random.normal(jax.random.key(1), (config.num_heads, config.head_dim, config.num_hashes, 2))
+    fixed = Fixed(None, rotations, None)
+    _, order = residual.apply(params, x, (), fixed, None)
+    other = jax.random.normal(jax.random.key(2), x.shape)
+    _, kept = residual.apply(params, other, (), fixed, order)
+    _, resorted = residual.apply(params, other, (), fixed, None)
+    np.testing.assert_array_equal(order.permutation, kept.permutation)
+    assert np.any(np.asarray(resorted.permutation) != np.asarray(order.permutation))
+
+
+@pytest.mark.parametrize("kind", ["full", "local", "lsh"])
+def test_the_value_of_the_reverse_sweep_equals_that_of_the_forward_pass(x64, kind):
+    config = dataclasses.replace(models.SMALL, dropout_rate=0.2, dtype="float64", param_dtype="float64", num_buckets=4)
+    residual = attention_residual(dataclasses.replace(config, attention_pattern=(kind,)), kind)
+    params = models.init(dataclasses.replace(config, attention_pattern=(kind,)))["stack"]["layer_0"]["attention"]
+    params = jax.tree.map(lambda x: x[0], params)
+    x, cotangent = jax.random.normal(jax.random.key(0), (2, 2, 50, config.embed_dim))
+    rotations = jax.random.normal(jax.random.key(1), (config.num_heads, config.head_dim, config.num_hashes, 2))
+    fixed = Fixed(None, rotations, jax.numpy.uint32(7))
+    value, saved = residual.apply(params, x, (), fixed, None)
+    again, *_ = residual.value_and_vjp(params, x, (), fixed, saved, cotangent)
+    np.testing.assert_allclose(again, value, rtol=0, atol=1e-12)

@@ -1,0 +1,169 @@
+"""The language model: lengths, padding, randomness, errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reformer
+from reformer import ReformerConfig, ReformerLM
+from tests import models
+
+FIXED_BUCKETS = dataclasses.replace(models.SMALL, max_length=1000, num_buckets=8)
+
+
+def logits(config, tokens, **kwargs):
+    kwargs = {"rngs": {"hash": jax.random.key(5)}, **kwargs}
+    return ReformerLM(config).apply({"params": models.init(config)}, tokens, **kwargs)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 1000])
+def test_any_length_trains_and_evaluates(length):
+    config = dataclasses.replace(FIXED_BUCKETS, num_buckets=None, dropout_rate=0.1)
+    tokens = models.tokens(config, 1, length)
+    loss, gradients = jax.value_and_grad(models.mean_loss(config))(models.init(config), tokens, jax.random.key(0))
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+    assert logits(config, tokens).shape == (1, length, config.vocab_size)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [1, 30, 64])
+def test_padding_on_the_right_does_not_change_the_logits_of_real_tokens(length, causal):
+    config = dataclasses.replace(
+        FIXED_BUCKETS, causal=causal, lsh_num_chunks_after=int(not causal), local_num_chunks_after=int(not causal)
+    )
+    tokens = models.tokens(config, 2, length)
+    expected = logits(config, tokens)
+    for padding in (1, 8, 37):
+        padded = jnp.pad(tokens, ((0, 0), (0, padding)), constant_values=3)
+        mask = jnp.broadcast_to(jnp.arange(length + padding) < length, padded.shape)
+        found = logits(config, padded, mask=mask)[:, :length]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_loss_equals_the_cross_entropy_of_the_logits():
+    config = models.SMALL
+    tokens, targets = models.tokens(config), models.tokens(config, seed=1)
+    weights = jnp.linspace(0, 2, tokens.size).reshape(tokens.shape)
+    mask = jnp.arange(tokens.shape[1])[None] < jnp.array([96, 70])[:, None]
+    kwargs = {"mask": mask, "rngs": {"hash": jax.random.key(5)}}
+    nats, weight = ReformerLM(config).apply(
+        {"params": models.init(config)}, tokens, targets, weights=weights, method="loss", **kwargs
+    )
+    log_probabilities = jax.nn.log_softmax(logits(config, tokens, mask=mask))
+    chosen = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(nats, -jnp.sum(chosen * weights * mask), rtol=1e-5)
+    np.testing.assert_allclose(weight, jnp.sum(weights * mask), rtol=1e-5)
+
+
+def test_zero_weights_give_zero_loss_and_finite_gradients():
+    tokens = models.tokens(models.SMALL)
+
+    def loss(params):
+        options = {"weights": jnp.zeros(tokens.shape), "rngs": {"hash": jax.random.key(0)}, "method": "loss"}
+        return ReformerLM(models.SMALL).apply({"params": params}, tokens, tokens, **options)
+
+    (nats, weight), vjp = jax.vjp(loss, models.init(models.SMALL))
+    assert (nats, weight) == (0, 0)
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(vjp((jnp.ones(()), jnp.zeros(())))))
+
+
+def test_the_same_hash_key_gives_the_same_logits_and_another_key_others():
+    tokens = models.tokens(models.SMALL)
+    first = logits(models.SMALL, tokens)
+    np.testing.assert_array_equal(first, logits(models.SMALL, tokens))
+    assert np.any(np.asarray(first) != np.asarray(logits(models.SMALL, tokens, rngs={"hash": jax.random.key(6)})))
+
+
+def test_rotations_replace_the_hash_key():
+    config = dataclasses.replace(models.SMALL, num_layers=6)
+    columns = sum(reformer.num_buckets(96, config)) // 2
+    shape = (config.num_heads, config.head_dim, config.num_hashes, columns)
+    rotations = [jax.random.normal(jax.random.key(i), shape) for i in range(config.num_lsh_layers)]
+    tokens = models.tokens(config)
+    found = logits(config, tokens, rotations=rotations, rngs=None)
+    assert np.any(np.asarray(found) != np.asarray(logits(config, tokens, rotations=rotations[::-1], rngs=None)))
+
+
+def test_full_and_local_models_are_causal_by_gradient():
+    config = dataclasses.replace(models.SMALL, attention_pattern=("full", "local"))
+    params, tokens = models.init(config), models.tokens(config, 1, 40)
+
+    def logit_of_position(embedded_shift, position):
+        shifted = {**params, "embeddings": {**params["embeddings"], "axial_1": params["embeddings"]["axial_1"]}}
+        one_hot = jnp.zeros((config.vocab_size,)).at[tokens[0, -1]].set(1.0)
+        table = params["embeddings"]["token"] + embedded_shift * one_hot[:, None]
+        shifted["embeddings"] = {**params["embeddings"], "token": table}
+        return ReformerLM(config).apply({"params": shifted}, tokens)[0, position].sum()
+
+    first_use = int(np.argmax(np.asarray(tokens[0]) == int(tokens[0, -1])))
+    assert first_use > 3
+    before = jax.grad(logit_of_position)(0.0, first_use - 1)
+    after = jax.grad(logit_of_position)(0.0, first_use)
+    assert before == 0
+    assert after != 0
+
+
+def test_all_padding_is_finite():
+    tokens = models.tokens(models.SMALL)
+    assert np.all(np.isfinite(logits(models.SMALL, tokens, mask=jnp.zeros(tokens.shape, bool))))
+
+
+def test_parameters_are_plain_arrays_of_the_requested_type():
+    config = dataclasses.replace(models.SMALL, param_dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(models.init(config))} == {jnp.dtype("bfloat16")}
+
+
+def test_bfloat16_logits_are_close_to_float32():
+    narrow = dataclasses.replace(models.SMALL, attention_pattern=("full", "local"), dtype="bfloat16")
+    wide = dataclasses.replace(narrow, dtype="float32")
+    tokens = models.tokens(narrow)
+    found = ReformerLM(narrow).apply({"params": models.init(wide)}, tokens)
+    assert found.dtype == jnp.float32
+    assert models.relative_error(found, ReformerLM(wide).apply({"params": models.init(wide)}, tokens)) < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: logits(models.SMALL, models.tokens(models.SMALL, 1, 97)), "length=97 exceeds max_length=96"),
+        (lambda: logits(models.SMALL, models.tokens(models.SMALL), rngs=None), "LSH layers need rngs"),
+        (lambda: logits(models.SMALL, models.tokens(models.SMALL), rotations=[]), "0 rotations for 2 LSH layers"),
+        (
+            lambda: logits(models.SMALL, models.tokens(models.SMALL), rotations=[jnp.zeros((2, 8, 2, 3))] * 2),
+            r"rotations of shape \(2, 8, 2, 3\) do not fit",
+        ),
+        (
+            lambda: logits(
+                dataclasses.replace(models.SMALL, dropout_rate=0.1), models.tokens(models.SMALL), deterministic=False
+            ),
+            "needs rngs=.'dropout': key",
+        ),
+    ],
+)
+def test_errors_name_value_and_repair(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_pattern": ("lsh,local",)}, r"quote each name"),
+        ({"num_layers": 5}, "num_layers=5 is not a multiple of the 2 layers"),
+        ({"num_buckets": 7}, "num_buckets=7 must be None, an even"),
+        ({"axial_shape": (8, 8), "max_length": 65}, "holds 64 positions, fewer than max_length=65"),
+        ({"axial_dims": (64, 64)}, "sum to 128, which must equal embed_dim=256"),
+        ({"dropout_rate": 1.0}, "dropout_rate=1.0 must be a number of at least 0 and below 1"),
+        ({"dtype": "float8"}, "dtype='float8' must be one of"),
+        ({"num_heads": 2.5}, "num_heads=2.5 must be an integer"),
+        ({"causal": 1}, "causal=1 must be True or False"),
+        ({"semantics": "huggingface", "lsh_within_bucket": True}, "do not exist under semantics='huggingface'"),
+    ],
+)
+def test_an_invalid_config_is_refused_with_a_repair(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ReformerConfig(**fields)
