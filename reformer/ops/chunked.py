@@ -140,10 +140,16 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
 
 
 def _merge(one, other):
-    """Merges two parts of a softmax, given as (output, log-normaliser)."""
-    log_normalizer = jnp.logaddexp(one[1], other[1])
-    parts = [out * jnp.exp(part - log_normalizer)[:, None] for out, part in (one, other)]
-    return sum(parts), log_normalizer
+    """Merges two parts of a softmax, given as (output, log-normaliser).
+
+    The shares are normalised by their own sum: the logarithm of a sum, near -1000 for tokens that
+    have only themselves, would be too coarse in float32.
+    """
+    largest = jnp.maximum(one[1], other[1])
+    shares = [jnp.exp(log_normalizer - largest) for _, log_normalizer in (one, other)]
+    total = sum(shares)
+    out = sum(out * (share / total)[:, None] for (out, _), share in zip((one, other), shares, strict=True))
+    return out, largest + jnp.log(total)
 
 
 def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:

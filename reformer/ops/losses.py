@@ -15,10 +15,11 @@ def cross_entropy(
 ) -> Float[Array, "batch length"]:
     """Negative log-likelihood of every target, in nats, computed in at least float32."""
     logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    logits -= jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
     # A comparison instead of a gather, whose transpose would be a scatter.
     chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, 0), axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) - chosen
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -61,9 +62,9 @@ def _sum_chunks(fn, chunk_length, inputs, targets, weights, total=()):
         sums, out, *rest = fn(chunk)
         return jax.tree.map(jnp.add, carry, (sums, *rest)), out
 
-    dtype = jnp.promote_types(weights.dtype, jnp.float32)
-    zeros = ((jnp.zeros((), dtype), jnp.zeros((), weights.dtype)), *total)
-    (sums, *rest), out = scan_chunks(visit, zeros, (inputs, row, targets, weights), chunk_length, in_axis=1, out_axis=1)
+    whole = (inputs, row, targets, weights)
+    zeros = jax.tree.map(lambda sum_: jnp.zeros((), sum_.dtype), jax.eval_shape(fn, whole)[0])
+    (sums, *rest), out = scan_chunks(visit, (zeros, *total), whole, chunk_length, in_axis=1, out_axis=1)
     return sums, out, *rest
 
 

@@ -17,7 +17,7 @@ class Progress:
         """Starts at `first_step`; plain lines appear once in `training.log_every_steps`."""
         self._is_shown = jax.process_index() == 0
         self._num_steps, self._every_steps = training.num_steps, training.log_every_steps
-        self._bar = self._task = None
+        self._bar = None
         if self._is_shown and sys.stdout.isatty():
             self._bar = Bar(MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
             self._task = self._bar.add_task("compiling", total=self._num_steps, completed=first_step)

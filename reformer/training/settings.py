@@ -5,14 +5,14 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
 from reformer.config import ReformerConfig
 from reformer.data import text
 
-Config = ConfigDict | dict[str, Any]  # the second as read from config.json
+Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
 
 def _is_number(value: Any) -> bool:
@@ -73,7 +73,7 @@ FIELD_RULES = (
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """Returns {'group.field': value}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, (dict, ConfigDict))
         flat.update(flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value})
@@ -86,7 +86,8 @@ def model_config(config: Config) -> ReformerConfig:
     Raises:
       ValueError: If a field is unknown or a value is not allowed.
     """
-    group = dict(config["model"])
+    # JSON has lists where the dataclass has tuples.
+    group = {name: tuple(value) if isinstance(value, list) else value for name, value in config["model"].items()}
     unknown = group.keys() - ReformerConfig.__dataclass_fields__.keys()
     if unknown:
         raise ValueError(f"config.model has no fields {', '.join(sorted(unknown))}. See reformer/config.py.")

@@ -44,7 +44,7 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     """A file of 20,000 bytes with something to learn."""
-    words = "the tree of a forest and its leaves in wind or rain".split()
+    words = ["the", "tree", "of", "a", "forest", "and", "its", "leaves", "in", "wind", "or", "rain"]
     text = " ".join(random.Random(0).choices(words, k=5500)).encode()[:20_000]
     path = tmp_path_factory.mktemp("data") / "words.txt"
     path.write_bytes(text)

@@ -29,7 +29,10 @@ def test_bits_per_byte_are_those_of_the_logits_over_all_windows(config):
     bits = 0.0
     for window in text.eval_batches(split, length=32, batch_size=1):
         logits = ReformerLM(model_config).apply(
-            {"params": params}, window["tokens"], mask=jnp.asarray(window["mask"]), rngs={"hash": jax.random.key(0)}
+            {"params": params},
+            jnp.asarray(window["tokens"]),
+            mask=jnp.asarray(window["mask"]),
+            rngs={"hash": jax.random.key(0)},
         )
         log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
         targets = np.take_along_axis(log_probs, np.where(window["mask"], window["targets"], 0)[..., None], -1)[..., 0]
