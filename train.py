@@ -34,7 +34,7 @@ def say_what_was_learned(run: loop.Run, result: dict) -> None:
     tokens = decoding.sample(
         config, variables, np.array([text.BEGIN_ID]), num_tokens, temperature=0.8, rng=jax.random.key(0)
     )
-    print(f"a sample:\n{text.decode(tokens).decode(errors='replace')}")
+    print(f"a sample:\n{text.decode(np.asarray(tokens)).decode(errors='replace')}")
     print(f"checkpoints: {run.workdir / 'checkpoints'}\ncurves: {report.draw_curves(run.workdir, simpler)}")
 
 

@@ -133,7 +133,21 @@ def parameter_shardings(tree, mesh: Mesh):
     Raises:
       ValueError: `tree` is a parameter tree with a path that the table does not know.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf)), tree)
+
+    def place(path, leaf):
+        sharding = NamedSharding(mesh, _leaf_spec(path, leaf))
+        return sharding if _divides(leaf.shape, sharding) else NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _divides(shape: tuple[int, ...], sharding: NamedSharding) -> bool:
+    """False for a leaf that only looks like a parameter: Adafactor's placeholders of one element."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return False
+    return True
 
 
 def _leaf_spec(path, leaf) -> PartitionSpec:

@@ -152,7 +152,7 @@ def eval_batches(
     """
     if not len(array):
         raise ValueError(
-            "The split to evaluate on holds 0 bytes. Choose another by --config.evaluation.split, or hold some out by "
+            "The split to evaluate on holds 0 bytes. Choose another by --split, or hold some out by "
             "--config.data.valid_fraction or --config.data.test_fraction."
         )
     rows = _rows_per_process(batch_size, process_count)

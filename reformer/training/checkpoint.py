@@ -138,8 +138,10 @@ def choose(checkpoints: Checkpoints, wanted: int | str) -> int:
     steps = checkpoints.steps
     if not steps:
         raise ValueError(f"{checkpoints.directory} holds no checkpoint. Train first, until the first one is saved.")
-    if wanted in ("best", "latest"):
-        return checkpoints.best if wanted == "best" else checkpoints.latest
+    if wanted == "latest":
+        return steps[-1]
+    if wanted == "best":
+        return checkpoints.best or steps[-1]
     if str(wanted) not in map(str, steps):
         raise ValueError(f"checkpoint={wanted!r} does not exist. Choose best, latest or one of {steps}.")
     return int(wanted)

@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 import difflib
-import importlib.util
 import re
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,13 +56,11 @@ def load_config(path_and_preset: str) -> ConfigDict:
     path, _, preset = path_and_preset.partition(":")
     if not Path(path).is_file():
         raise ValueError(f"--config={path_and_preset}: there is no file {path}. Try configs/stdlib.py.")
-    spec = importlib.util.spec_from_file_location("experiment_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
         raise ValueError(f"--config={path}: this file has no function get_config(preset). See configs/stdlib.py.")
     try:
-        return module.get_config(preset)
+        return get_config(preset)
     except ValueError as error:
         raise ValueError(f"--config={path_and_preset}: {error}") from error
 

@@ -44,7 +44,8 @@ class Evaluator:
         return self._mean_bits([self.windows[0]], params, hash_seed)
 
     def _mean_bits(self, windows: Iterable[dict[str, np.ndarray]], params: Any, hash_seed: int) -> float:
-        sums, previous = np.zeros(2), (0.0, 0.0)
+        sums = np.zeros(2)
+        previous: Sequence[jax.Array | float] = (0.0, 0.0)
         for window in windows:
             current = self.evaluation_step(params, batches.to_mesh(window, self.mesh), hash_seed)
             sums += [float(value) for value in previous]  # read while the current batch is computed

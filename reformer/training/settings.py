@@ -87,7 +87,9 @@ def model_config(config: Config) -> ReformerConfig:
       ValueError: If a field is unknown or a value is not allowed.
     """
     # JSON has lists where the dataclass has tuples.
-    group = {name: tuple(value) if isinstance(value, list) else value for name, value in config["model"].items()}
+    group: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config["model"].items()
+    }
     unknown = group.keys() - ReformerConfig.__dataclass_fields__.keys()
     if unknown:
         raise ValueError(f"config.model has no fields {', '.join(sorted(unknown))}. See reformer/config.py.")
