@@ -24,17 +24,19 @@ def get_config(preset: str = "") -> ConfigDict:
         num_layers=4,
         embed_dim=128,
         mlp_dim=512,
-        num_heads=4,
-        head_dim=32,
-        num_hashes=2,
-        loss_chunk_length=512,
+        num_heads=2,
+        head_dim=64,
+        num_hashes=1,
+        local_chunk_length=16,
+        lsh_chunk_length=32,
+        position_embedding="sinusoidal",
     )
-    config.optimizer.update(schedule="cosine", learning_rate=0.02, warmup_steps=100, clip_norm=1.0)
-    config.training.update(num_steps=600, batch_size=8)
-    config.evaluation.update(every_steps=200, batch_size=16, num_hash_seeds=2)
-    config.checkpoint.every_steps = 200
+    config.optimizer.update(name="adamw", schedule="cosine", learning_rate=0.003, warmup_steps=50, clip_norm=1.0)
+    config.training.update(num_steps=2000, batch_size=2, log_every_steps=20)
+    config.evaluation.update(every_steps=500, batch_size=8, num_hash_seeds=3)
+    config.checkpoint.every_steps = 500
     if preset == "tiny":
-        config.model.update(max_length=256, num_layers=2, mlp_dim=256, loss_chunk_length=None)
+        config.model.update(max_length=256, num_layers=2, mlp_dim=256)
         config.training.update(num_steps=200, batch_size=4)
         config.optimizer.warmup_steps = 20
         config.evaluation.every_steps = 100

@@ -8,4 +8,22 @@ from reformer.layers.attention import num_buckets
 from reformer.model import ReformerLM
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
 
-__all__ = ["ReformerConfig", "ReformerLM", "full_attention", "local_attention", "lsh_attention", "num_buckets"]
+
+def load(workdir):
+    """Loads a trained model.
+
+    Args:
+      workdir: the directory that was given to `train.py`.
+
+    Returns:
+      The model's `ReformerConfig` and its variables, of the best checkpoint.
+
+    Raises:
+      OSError: there is no checkpoint, or it is damaged.
+    """
+    from reformer.training import checkpoint  # a model alone does not need the training libraries
+
+    return checkpoint.load(workdir)
+
+
+__all__ = ["ReformerConfig", "ReformerLM", "full_attention", "load", "local_attention", "lsh_attention", "num_buckets"]

@@ -19,7 +19,7 @@ def _inputs(length, dtype="float64"):
     params = rng.standard_normal((EMBED, VOCAB)).astype(dtype), rng.standard_normal(VOCAB).astype(dtype)
     hidden = rng.standard_normal((BATCH, length, EMBED)).astype(dtype)
     targets = rng.integers(0, VOCAB, (BATCH, length)).astype(np.int32)
-    weights = (rng.random((BATCH, length)) * (rng.random((BATCH, length)) < 0.8))
+    weights = rng.random((BATCH, length)) * (rng.random((BATCH, length)) < 0.8)
     return jax.tree.map(jnp.asarray, (params, hidden, targets, weights))
 
 
