@@ -108,7 +108,6 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 # Prefixes of arrays that attention keeps apart by example and by head.
 BATCH = _spec(("act_batch",))
 BATCH_HEADS = _spec(("act_batch", "act_heads"))
-BATCH_LENGTH_HEADS = _spec(("act_batch", "act_length", "act_heads"))
 HEADS = _spec(("act_heads",))
 
 
@@ -116,8 +115,7 @@ def shard_map(fn: Callable, in_specs, out_specs) -> Callable:
     """`jax.shard_map` over the current mesh; `fn` itself outside one."""
     if jax.sharding.get_abstract_mesh().empty:
         return fn
-    # Scans inside start from constants, which the check of varying axes would reject.
-    return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

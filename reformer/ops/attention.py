@@ -57,7 +57,7 @@ def full_attention(
     """
     plan = full_plan(query.shape[1], causal, key is None, dropout_rate, semantics)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
-    return attend(plan, Arrays(query, key, value), context)
+    return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
 
 
 def local_attention(
@@ -99,7 +99,7 @@ def local_attention(
     rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after)
     plan = chunked_plan(query.shape[1], chunk_length, rule)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
-    return attend(plan, Arrays(query, key, value), context)
+    return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
 
 
 def lsh_attention(
@@ -155,15 +155,20 @@ def lsh_attention(
 
     Source: arXiv 2001.04451, section 2, "LSH attention", and appendix A.
     """
-    order = sort_by_hash(query_key, rotations, num_buckets, mask, keep_buckets=within_bucket)
+    arrays = _swap_heads(Arrays(query_key, None, value))
+    order = sort_by_hash(arrays.query, rotations, num_buckets, mask, keep_buckets=within_bucket)
     rule = Rule(causal, True, dropout_rate, semantics, num_chunks_before, num_chunks_after)
     plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates)
     context = Context(mask, order, _seeds(query_key, dropout_rate, dropout_rng))
-    return attend(plan, Arrays(query_key, None, value), context)
+    return _swap_heads(attend(plan, arrays, context))
 
 
 def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: bool = False) -> Order:
-    """Hashes and sorts; arguments as in `lsh_attention`. Returns arrays [batch, heads, rounds, length]."""
+    """Hashes and sorts `query_key` [batch, heads, length, head_dim]; other arguments as in `lsh_attention`.
+
+    Returns:
+      Arrays [batch, heads, rounds, length].
+    """
     factors = num_buckets if isinstance(num_buckets, tuple) else (num_buckets,)
     buckets = hashing.hash_vectors(query_key, rotations, factors, mask)
     num_ids = 1
@@ -211,16 +216,27 @@ def _seeds(query, dropout_rate: float, dropout_rng):
     return dropout_seeds(draw_seed(dropout_rng), query.shape[0], query.shape[2])
 
 
+def _swap_heads(x):
+    """Between [batch, length, heads, dim] and [batch, heads, length, dim]."""
+    return jax.tree.map(lambda y: jnp.swapaxes(y, 1, 2), x)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(plan: Plan, arrays: Arrays, context: Context) -> Float[Array, "batch length heads value_dim"]:
-    """Attention as planned; `arrays` [batch, length, heads, dim], `context` with batch and heads leading."""
+def attend(plan: Plan, arrays: Arrays, context: Context) -> Float[Array, "batch heads length value_dim"]:
+    """Attention as planned.
+
+    Args:
+      plan: from `full_plan` or `chunked_plan`.
+      arrays: [batch, heads, length, dim]; heads before the length, unlike the public functions, since
+        the work goes head by head and this way without a transpose.
+      context: arrays with batch and heads leading; the mask [batch, length].
+    """
     return _forward(plan, arrays, context)[0]
 
 
 def _forward(plan: Plan, arrays: Arrays, context: Context):
     run = (full if plan.is_full else chunked).forward
-    out, log_normalizer = _map_rows(plan, partial(run, plan), arrays, context)
-    return _heads_last(out).astype(arrays.value.dtype), log_normalizer
+    return _map_rows(plan, run, arrays, context)
 
 
 def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
@@ -231,9 +247,7 @@ def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
 def _attend_backward(plan: Plan, saved, out_gradient):
     arrays, context, out, log_normalizer = saved
     run = (full if plan.is_full else chunked).backward
-    moved = _heads_first(out), log_normalizer, _heads_first(out_gradient)
-    gradients = _map_rows(plan, partial(run, plan), arrays, context, *moved)
-    return _like(gradients, arrays), None
+    return _map_rows(plan, run, arrays, context, out, log_normalizer, out_gradient), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -249,31 +263,23 @@ def attend_with_gradients(plan: Plan, arrays: Arrays, context: Context, out_grad
         out, saved = _attend_forward(plan, arrays, context)
         return out, _attend_backward(plan, saved, out_gradient)[0]
     run = (full if plan.is_full else chunked).forward_and_backward
-    out, gradients = _map_rows(plan, partial(run, plan), arrays, context, _heads_first(out_gradient))
-    return _heads_last(out).astype(arrays.value.dtype), _like(gradients, arrays)
-
-
-def _heads_first(x):
-    return jnp.swapaxes(x, 1, 2)
-
-
-def _heads_last(x):
-    return jnp.swapaxes(x, 1, 2)
-
-
-def _like(gradients: Arrays, arrays: Arrays) -> Arrays:
-    return jax.tree.map(lambda g, x: _heads_last(g).astype(x.dtype), gradients, arrays)
+    return _map_rows(plan, run, arrays, context, out_gradient)
 
 
 def _map_rows(plan: Plan, run, arrays: Arrays, context: Context, *others):
     """Runs a function of one row over all examples and heads."""
-    batch, _, num_heads, _ = arrays.query.shape
-    arrays = jax.tree.map(_heads_first, arrays)
+    batch, num_heads, length, _ = arrays.query.shape
     if context.mask is not None:
-        context = context._replace(
-            mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, context.mask.shape[1]))
-        )
+        context = context._replace(mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, length)))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, context, *others))
-    batch_size = min(plan.rows_at_once, batch * num_heads)
-    result = jax.lax.map(lambda row: run(*row), flat, batch_size=None if batch_size == 1 else batch_size)
+    result = chunking.map_chunks(
+        lambda some: _run_rows(partial(run, plan), some), flat, plan.rows_at_once, in_axis=0, out_axis=0
+    )
     return jax.tree.map(lambda x: x.reshape(batch, num_heads, *x.shape[1:]), result)
+
+
+def _run_rows(run, rows):
+    """Runs a function of one row over an axis of rows; a single row without the cost of a batched gather."""
+    if len(rows[0].query) == 1:
+        return jax.tree.map(lambda x: x[None], run(*jax.tree.map(lambda x: x[0], rows)))
+    return jax.vmap(lambda row: run(*row))(rows)

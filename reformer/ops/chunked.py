@@ -119,7 +119,7 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
     """Local or LSH attention of a row.
 
     Returns:
-      Output [l, e] and log-normaliser [l] of the softmax over all rounds, in at least float32.
+      Output [l, e], and log-normaliser [l] of the softmax over all rounds in at least float32.
     """
     rounds, make_view = _views(plan, arrays, context)
     dtype = block_ops.accumulation_dtype(arrays.value.dtype)
@@ -135,8 +135,12 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
         return _merge(carry, tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))), None
 
     length = arrays.query.shape[0]
-    nothing = jnp.zeros((length, arrays.value.shape[-1]), dtype), jnp.full(length, -jnp.inf, dtype)
-    return jax.lax.scan(attend_round, nothing, rounds)[0]
+    nothing = (
+        chunking.constant((length, arrays.value.shape[-1]), 0, dtype, arrays.value),
+        chunking.constant((length,), -jnp.inf, dtype, arrays.value),
+    )
+    out, log_normalizer = jax.lax.scan(attend_round, nothing, rounds)[0]
+    return out.astype(arrays.value.dtype), log_normalizer
 
 
 def _merge(one, other):
@@ -188,7 +192,7 @@ def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
     """Runs `differentiate` over all blocks and rounds and sums the cotangents over positions."""
     rounds, make_view = _views(plan, arrays, context)
     first = plan.cut.before * plan.cut.chunk_length
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, block_ops.accumulation_dtype(x.dtype)), arrays)
+    zeros = jax.tree.map(lambda x: chunking.constant(x.shape, 0, block_ops.accumulation_dtype(x.dtype), x), arrays)
 
     def visit_round(total, this):
         view = make_view(this)
@@ -199,7 +203,8 @@ def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
         return total, jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs)
 
     total, outs = jax.lax.scan(visit_round, zeros, rounds)
-    return jax.tree.map(lambda x: x[0], outs), total
+    outs = jax.tree.map(lambda x: x[0].astype(arrays.value.dtype), outs)
+    return outs, jax.tree.map(lambda g, x: g.astype(x.dtype), total, arrays)
 
 
 def _round_gradients(view: _View, differentiate):
@@ -222,7 +227,7 @@ def _round_gradients(view: _View, differentiate):
         done = jax.tree.map(lambda x: x[: len(x) - overlap], at_slots)
         return jax.tree.map(lambda x: x[len(x) - overlap :], at_slots), (out, done)
 
-    nothing = jax.tree.map(lambda x, dtype: jnp.zeros((overlap, x.shape[-1]), dtype), view.arrays, wide)
+    nothing = jax.tree.map(lambda x, dtype: chunking.constant((overlap, x.shape[-1]), 0, dtype, x), view.arrays, wide)
     last, (outs, done) = jax.lax.scan(visit_block, nothing, jnp.arange(cut.num_blocks))
     return outs, jax.tree.map(lambda x, tail: jnp.concatenate([x.reshape(-1, x.shape[-1]), tail]), done, last)
 

@@ -80,12 +80,23 @@ def queries(x: jax.Array, cut: Geometry) -> jax.Array:
     return jax.lax.slice_in_dim(x, first, first + size).reshape(cut.block, cut.chunk_length, *x.shape[1:])
 
 
+def constant(shape: tuple[int, ...], value: float, dtype, like: jax.Array) -> jax.Array:
+    """A constant array to start a scan from, which counts as made from `like`.
+
+    Inside `jax.shard_map` a scan must start from what varies over the same mesh axes as its result.
+    The compiler drops the selection between two equal arrays.
+    """
+    array = jnp.full(shape, value, dtype)
+    element = like[(0,) * like.ndim]
+    return jnp.where(element == element, array, array)
+
+
 def flatten(blocks: jax.Array) -> jax.Array:
     """Merges the axes [blocks, block, chunk, ...] into one of slots."""
     return blocks.reshape(-1, *blocks.shape[3:])
 
 
-def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis: int, out_axis: int):
+def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, out_axis):
     """Applies `fn` to chunks of `x` along an axis, one after another, and writes the results side by side.
 
     Args:
@@ -95,32 +106,41 @@ def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis: in
       x: pytree of arrays.
       chunk_length: size of a chunk; None or at least the whole size = one call. What is left over
         when it does not divide the size is a call of its own.
-      in_axis: axis of every leaf of `x`.
-      out_axis: axis of every leaf of the result.
+      in_axis: the axis, for all leaves of `x` or as a pytree prefix of it.
+      out_axis: likewise of the result.
 
     Returns:
       The last carry and the joined results.
     """
-    size = jax.tree.leaves(x)[0].shape[in_axis]
+    first_leaf, in_axes = jax.tree.leaves(x)[0], jax.tree.broadcast(in_axis, x)
+    size = first_leaf.shape[jax.tree.leaves(in_axes)[0]]
     if chunk_length is None or chunk_length >= size:
         return fn(carry, x)
 
+    def slice_chunk(start, length):
+        return jax.tree.map(lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, start, length, axis), x, in_axes)
+
     def visit(state, start, length):
         carry, out = state
-        chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, length, in_axis), x)
-        carry, new = fn(carry, chunk)
-        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=out_axis)
-        return carry, jax.tree.map(write, out, new)
+        carry, new = fn(carry, slice_chunk(start, length))
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start)
+        return carry, jax.tree.map(lambda whole, part, axis: write(whole, part, axis=axis), out, new, out_axes)
 
-    first = jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, chunk_length, axis=in_axis), x)
-    result = jax.eval_shape(fn, carry, first)[1]
-    out = jax.tree.map(lambda r: jnp.zeros((*r.shape[:out_axis], size, *r.shape[out_axis + 1 :]), r.dtype), result)
+    result = jax.eval_shape(lambda: fn(carry, slice_chunk(0, chunk_length))[1])
+    out_axes = jax.tree.broadcast(out_axis, result)
+    # Made from `x`, so that the compiler cannot allocate it long before `x` exists; every element is overwritten.
+    nothing = 0 * first_leaf[(0,) * first_leaf.ndim]
+    out = jax.tree.map(
+        lambda r, axis: jnp.broadcast_to(nothing.astype(r.dtype), (*r.shape[:axis], size, *r.shape[axis + 1 :])),
+        result,
+        out_axes,
+    )
     num_chunks, rest = divmod(size, chunk_length)
     starts = jnp.arange(num_chunks) * chunk_length
     state = jax.lax.scan(lambda state, start: (visit(state, start, chunk_length), None), (carry, out), starts)[0]
     return visit(state, num_chunks * chunk_length, rest) if rest else state
 
 
-def map_chunks(fn: Callable, x, chunk_length: int | None, *, in_axis: int, out_axis: int):
+def map_chunks(fn: Callable, x, chunk_length: int | None, *, in_axis, out_axis):
     """`scan_chunks` without a carry."""
     return scan_chunks(lambda _, chunk: (None, fn(chunk)), None, x, chunk_length, in_axis=in_axis, out_axis=out_axis)[1]

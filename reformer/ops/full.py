@@ -21,7 +21,7 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
         return block_ops.forward(plan.rule, make_block(i))
 
     out, log_normalizer = jax.lax.map(attend_block, jnp.arange(plan.cut.num_chunks))
-    return chunking.flatten(out)[:length], chunking.flatten(log_normalizer)[:length]
+    return chunking.flatten(out)[:length].astype(arrays.value.dtype), chunking.flatten(log_normalizer)[:length]
 
 
 def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
@@ -76,10 +76,11 @@ def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
         return total, (out, gradients.query)
 
     dtype = block_ops.accumulation_dtype(arrays.value.dtype)
-    zeros = jnp.zeros(arrays.query.shape, dtype), jnp.zeros(arrays.value.shape, dtype)
+    zeros = tuple(chunking.constant(x.shape, 0, dtype, x) for x in (arrays.query, arrays.value))
     (key, value), (out, query) = jax.lax.scan(visit_block, zeros, jnp.arange(plan.cut.num_chunks))
     out, query = jax.tree.map(lambda x: chunking.flatten(x)[:length], (out, query))
     if arrays.key is None:
         (through_key,) = jax.vjp(unit_keys, arrays.query.astype(dtype))[1](key)
-        return out, Arrays(query + through_key, None, value)
-    return out, Arrays(query, key, value)
+        query, key = query + through_key, None
+    gradients = jax.tree.map(lambda g, x: g.astype(x.dtype), Arrays(query, key, value), arrays)
+    return jax.tree.map(lambda x: x.astype(arrays.value.dtype), out), gradients

@@ -47,7 +47,7 @@ def draw_rotations(
 
 
 def hash_vectors(
-    vectors: Float[Array, "batch length heads head_dim"],
+    vectors: Float[Array, "batch heads length head_dim"],
     rotations: Float[Array, "heads head_dim rounds columns"],
     factors: tuple[int, ...],
     mask: Bool[Array, "batch length"] | None = None,
@@ -66,16 +66,16 @@ def hash_vectors(
 
     Source: arXiv 2001.04451, section 2, "Locality sensitive hashing".
     """
-    check_rotations(rotations.shape, vectors.shape[2:], factors)
+    check_rotations(rotations.shape, (vectors.shape[1], vectors.shape[3]), factors)
     dtype = jnp.promote_types(jnp.float32, vectors.dtype)
     rotations = jax.lax.stop_gradient(rotations).astype(vectors.dtype)
 
     def hash_chunk(chunk):
         # Columns before length: reductions over a leading axis vectorise along the length.
-        projected = jnp.einsum("blhd,hdrs->bhrsl", chunk, rotations, preferred_element_type=dtype)
+        projected = jnp.einsum("bhld,hdrs->bhrsl", chunk, rotations, preferred_element_type=dtype)
         return _combine(projected, factors)
 
-    buckets = map_chunks(hash_chunk, jax.lax.stop_gradient(vectors), _HASH_CHUNK_LENGTH, in_axis=1, out_axis=3)
+    buckets = map_chunks(hash_chunk, jax.lax.stop_gradient(vectors), _HASH_CHUNK_LENGTH, in_axis=2, out_axis=3)
     if mask is not None:
         buckets = jnp.where(mask[:, None, None, :], buckets, math.prod(factors))
     return buckets

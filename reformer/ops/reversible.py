@@ -59,36 +59,52 @@ def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
       chunk_length: tokens of a sequence per chunk; None = all at once.
     """
 
-    def with_rows(x):
-        batch, length = x.shape[:2]
-        return x, jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
+    def on_pairs(fixed):
+        return lambda params, x, row: fn(params, x, row, fixed)
 
     def apply(params, x, context, fixed, saved):
         del context, saved
-        run = partial(_apply_to_pair, fn, params, fixed)
-        return map_chunks(run, with_rows(x), chunk_length, in_axis=1, out_axis=1), ()
+        run = on_pairs(fixed)
+        return map_chunks(lambda pair: run(params, *pair), (x, rows(x)), chunk_length, in_axis=1, out_axis=1), ()
 
     def value_and_vjp(params, x, context, fixed, saved, cotangent):
         del saved
-
-        def visit(total, chunk):
-            (x, row), cotangent = chunk
-            value, vjp = jax.vjp(lambda params, x: fn(params, x, row, fixed), params, x)
-            of_params, of_x = vjp(cotangent)
-            return jax.tree.map(jnp.add, total, of_params), (value, of_x)
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        of_params, (value, of_x) = scan_chunks(
-            visit, zeros, (with_rows(x), cotangent), chunk_length, in_axis=1, out_axis=1
-        )
-        return value, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
+        value_and_cotangents = chunked_vjp(on_pairs(fixed), params, (x, cotangent, rows(x)), chunk_length)
+        return *value_and_cotangents, jax.tree.map(jnp.zeros_like, context)
 
     return Residual(apply, value_and_vjp)
 
 
-def _apply_to_pair(fn, params, fixed, pair):
-    x, row = pair
-    return fn(params, x, row, fixed)
+def rows(x: jax.Array) -> jax.Array:
+    """Numbers the tokens of an array [batch, length, ...]."""
+    batch, length = x.shape[:2]
+    return jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
+
+
+def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1):
+    """Value and cotangents of a position-wise function, chunk by chunk in one pass.
+
+    Args:
+      fn: (params, x, *others) -> value.
+      params: pytree.
+      arrays: x, the cotangent of the value, and others that are not differentiated.
+      chunk_length: tokens of a sequence per chunk; None = all at once.
+      in_axis: the axis of the length, for all leaves of `arrays` or as a pytree prefix of it.
+      out_axis: likewise of the value and the cotangent of x.
+
+    Returns:
+      The value, the cotangents of params, and those of x.
+    """
+
+    def visit(total, chunk):
+        x, cotangent, *others = chunk
+        value, vjp = jax.vjp(lambda params, x: fn(params, x, *others), params, x)
+        of_params, of_x = vjp(cotangent)
+        return jax.tree.map(jnp.add, total, of_params), (value, of_x)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    of_params, (value, of_x) = scan_chunks(visit, zeros, arrays, chunk_length, in_axis=in_axis, out_axis=out_axis)
+    return value, of_params, of_x
 
 
 def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):

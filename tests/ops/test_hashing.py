@@ -10,7 +10,13 @@ import pytest
 from reformer.ops import hashing
 from tests import references
 
-HASH = jax.jit(hashing.hash_vectors, static_argnames="factors")
+
+def hash_vectors(vectors, rotations, factors, mask=None):
+    """The op on [batch, length, heads, head_dim], as the reference takes it."""
+    return hashing.hash_vectors(jnp.swapaxes(vectors, 1, 2), rotations, factors, mask)
+
+
+HASH = jax.jit(hash_vectors, static_argnames="factors")
 
 
 def _inputs(factors, length=33, num_hashes=3, dtype=jnp.float32):
@@ -41,7 +47,7 @@ def test_buckets_of_chosen_vectors_are_the_hand_computed_ones():
 
 def test_ties_go_to_the_first_direction():
     vectors = jnp.zeros((1, 5, 1, 4))
-    buckets = hashing.hash_vectors(vectors, jnp.ones((1, 4, 2, 6)), (8, 4), None)
+    buckets = hash_vectors(vectors, jnp.ones((1, 4, 2, 6)), (8, 4), None)
     np.testing.assert_array_equal(buckets, np.zeros((1, 1, 2, 5)))
 
 
@@ -62,7 +68,7 @@ def test_bfloat16_vectors_are_projected_in_float32():
 def test_float64_vectors_are_projected_in_float64(x64):
     # The two columns differ by 1e-12, which float32 cannot see.
     rotations = jnp.array([[[[1.0, 1.0 + 1e-12]]]], jnp.float64)
-    buckets = hashing.hash_vectors(jnp.ones((1, 1, 1, 1), jnp.float64), rotations, (4,), None)
+    buckets = hash_vectors(jnp.ones((1, 1, 1, 1), jnp.float64), rotations, (4,), None)
     np.testing.assert_array_equal(buckets, [[[[1]]]])
 
 
@@ -116,9 +122,9 @@ def test_rotations_are_standard_normal_and_follow_the_key():
 
 def test_hashing_in_chunks_equals_hashing_at_once(monkeypatch):
     vectors, rotations = _inputs((8, 4))
-    expected = hashing.hash_vectors(vectors, rotations, (8, 4), None)
+    expected = hash_vectors(vectors, rotations, (8, 4), None)
     monkeypatch.setattr(hashing, "_HASH_CHUNK_LENGTH", 10)
-    np.testing.assert_array_equal(hashing.hash_vectors(vectors, rotations, (8, 4), None), expected)
+    np.testing.assert_array_equal(hash_vectors(vectors, rotations, (8, 4), None), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 2, 5), (3, 4, 2, 6), (2, 8, 2, 6), (3, 8, 6)])
