@@ -53,7 +53,7 @@ class ReformerConfig:
     attention_dropout_rate: float | None = None  # attention weights; None = dropout_rate
     lsh_attention_dropout_rate: float | None = None  # None = attention_dropout_rate
     layer_norm_epsilon: float = 1e-6
-    mlp_chunk_length: int | None = None  # tokens of a sequence per feed-forward chunk; None = off
+    mlp_chunk_length: int | None = None  # tokens per chunk of feed-forward and projections; None = off
     loss_chunk_length: int | None = None  # tokens of a sequence per chunk of the vocabulary loss; None = off
 
     # Semantics and numerics.
