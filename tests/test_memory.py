@@ -1,7 +1,6 @@
-"""Memory and compile time of a training step do not grow with the depth."""
+"""Memory and program size of a training step do not grow with the depth."""
 
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +24,21 @@ CONFIG = ReformerConfig(
 
 
 def compile_step(config):
-    """Returns the scratch bytes of loss and gradient, less the carried permutations, and the seconds to compile."""
+    """Returns the scratch bytes of loss and gradient, less the carried permutations, and the program's lines."""
     tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
     params = jax.eval_shape(ReformerLM(config).init, jax.random.key(0), tokens)["params"]
     step = jax.jit(jax.value_and_grad(models.mean_loss(config)))
     lowered = step.lower(params, tokens, jax.eval_shape(lambda: jax.random.key(0)))
-    started = time.perf_counter()
     # Fused attention of XLA:CPU hides its scratch from the count.
     compiled = lowered.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
-    seconds = time.perf_counter() - started
     permutations = 4 * config.num_lsh_layers * config.num_hashes * config.num_heads * config.max_length
-    return compiled.memory_analysis().temp_size_in_bytes - permutations, seconds
+    return compiled.memory_analysis().temp_size_in_bytes - permutations, len(compiled.as_text().splitlines())
 
 
 @pytest.mark.slow
-def test_scratch_and_compile_time_do_not_grow_with_the_depth(optimizations):
-    bytes_4, seconds_4 = compile_step(CONFIG)
+def test_scratch_and_compiled_program_do_not_grow_with_the_depth(optimizations):
+    bytes_4, lines_4 = compile_step(CONFIG)
     for depth in (12, 48):
-        found, seconds = compile_step(dataclasses.replace(CONFIG, num_layers=depth))
+        found, lines = compile_step(dataclasses.replace(CONFIG, num_layers=depth))
         assert found <= 1.02 * bytes_4
-        assert seconds <= 1.4 * seconds_4 + 2  # the machine is shared
+        assert lines <= 1.4 * lines_4

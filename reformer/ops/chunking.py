@@ -80,7 +80,7 @@ def queries(x: jax.Array, cut: Geometry) -> jax.Array:
     return jax.lax.slice_in_dim(x, first, first + size).reshape(cut.block, cut.chunk_length, *x.shape[1:])
 
 
-def constant(shape: tuple[int, ...], value: float, dtype, like: jax.Array) -> jax.Array:
+def constant(shape: tuple[int, ...], value: int | float, dtype, like: jax.Array) -> jax.Array:
     """A constant array to start a scan from, which counts as made from `like`.
 
     Inside `jax.shard_map` a scan must start from what varies over the same mesh axes as its result.

@@ -180,5 +180,5 @@ def test_evaluation_can_be_iterated_again():
 
 
 def test_evaluation_of_an_empty_split_is_refused():
-    with pytest.raises(ValueError, match=r"holds 0 bytes.*--config\.evaluation\.split.*--config\.data\.test_fraction"):
+    with pytest.raises(ValueError, match=r"holds 0 bytes.*--split.*--config\.data\.test_fraction"):
         text.eval_batches(_data().test, length=8, batch_size=2)
