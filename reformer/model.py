@@ -1,6 +1,7 @@
 """The Reformer language model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -197,10 +198,10 @@ def _head(config: ReformerConfig, **kwargs) -> nn.Dense:
 
 def _logits(config: ReformerConfig, params, streams, row, seed):
     """LayerNorm of the two streams side by side, dropout, and the projection to the vocabulary."""
-    hidden = layer_norm(config, parent=None).apply({"params": params["norm"]}, jnp.concatenate(streams, axis=-1))
+    hidden: Any = layer_norm(config, parent=None).apply({"params": params["norm"]}, jnp.concatenate(streams, axis=-1))
     if seed is not None:
         hidden = dropout(hidden, config.dropout_rate, seed, row)
-    logits = _head(config, parent=None).apply({"params": params["head"]}, hidden)
+    logits: Any = _head(config, parent=None).apply({"params": params["head"]}, hidden)
     logits = constrain(logits, "act_batch", "act_length", "act_vocab")
     return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
 

@@ -44,7 +44,7 @@ class TextData:
         digest = hashlib.sha256()
         for split in (self.train, self.valid, self.test):
             digest.update(len(split).to_bytes(8, "big"))
-            digest.update(np.ascontiguousarray(split))
+            digest.update(memoryview(np.ascontiguousarray(split)))
         return digest.hexdigest()[:32]
 
 
@@ -181,19 +181,19 @@ class _EvalBatches(Sequence):
     def __len__(self) -> int:
         return -(-len(self.array) // (self.length * self.rows * self.process_count))
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(index)
         batch_bytes = self.length * self.rows * self.process_count
         content = self.array[index * batch_bytes : (index + 1) * batch_bytes]
-        targets = np.full(batch_bytes, PADDING_ID, np.int32)
-        targets[: len(content)] = content
-        mask = np.arange(batch_bytes) < len(content)
-        targets, mask = (
-            flat.reshape(-1, self.length)[self.process_index :: self.process_count] for flat in (targets, mask)
-        )
+        padded = np.full(batch_bytes, PADDING_ID, np.int32)
+        padded[: len(content)] = content
+        targets, mask = self._own_rows(padded), self._own_rows(np.arange(batch_bytes) < len(content))
         tokens = np.where(mask, _shift_right(targets), PADDING_ID).astype(np.int32)
         return {"tokens": tokens, "targets": targets, "weights": mask.astype(np.float32), "mask": mask}
+
+    def _own_rows(self, flat: np.ndarray) -> np.ndarray:
+        return flat.reshape(-1, self.length)[self.process_index :: self.process_count]
 
 
 def _shift_right(targets: np.ndarray) -> np.ndarray:

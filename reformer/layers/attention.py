@@ -170,7 +170,7 @@ def attention_residual(config: ReformerConfig, kind: str) -> Residual:
         plan, attention_context = prepare(projected, fixed, order)
         attended = _attend(plan, projected, attention_context)
         value = map_chunks(
-            lambda pair: combine(params, *pair, x.dtype, fixed.seed),
+            lambda pair: combine(params, pair[0], pair[1], x.dtype, fixed.seed),
             (attended, rows(x)),
             chunk_length,
             in_axis=(2, 1),
@@ -212,7 +212,7 @@ def attention_residual(config: ReformerConfig, kind: str) -> Residual:
     return Residual(apply, value_and_vjp)
 
 
-_CONTEXT_SPEC = Context(sharding.BATCH, sharding.BATCH_HEADS, sharding.BATCH_HEADS)
+_CONTEXT_SPEC = Context._make([sharding.BATCH, sharding.BATCH_HEADS, sharding.BATCH_HEADS])
 
 
 def _sort(config: ReformerConfig, query_key, fixed: Fixed) -> Order:

@@ -1,5 +1,7 @@
 """Position-wise feed-forward layer."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,7 @@ class FeedForward(nn.Module):
           The residual, in the type of `x`.
         """
         config = self.config
-        kinds = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        kinds: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         rate = 0.0 if seed is None else config.dropout_rate
         normed = layer_norm(config, name="norm")(x).astype(kinds["dtype"])
         hidden = nn.Dense(config.mlp_dim, name="hidden", kernel_init=nn.initializers.glorot_uniform(), **kinds)(normed)

@@ -43,7 +43,8 @@ def read_enwik8(path: str, cache_dir: Path) -> tuple[str, tuple[np.ndarray, np.n
                 f"data.cache_dir={str(cache_dir)!r} cannot take enwik8 ({error}). Make room or name another folder by "
                 "--config.data.cache_dir."
             ) from error
-    return "enwik8", tuple(split_bytes(np.memmap(cached, np.uint8, mode="r")).values())
+    train, valid, test = split_bytes(np.memmap(cached, np.uint8, mode="r")).values()
+    return "enwik8", (train, valid, test)
 
 
 def split_bytes(data: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,7 +60,7 @@ def _num_bytes() -> int:
 def _is_enwik8(file: Path) -> bool:
     if not file.is_file() or file.stat().st_size != _num_bytes():
         return False
-    return hashlib.sha256(np.memmap(file, np.uint8, mode="r")).hexdigest() == SHA256
+    return hashlib.sha256(memoryview(np.memmap(file, np.uint8, mode="r"))).hexdigest() == SHA256
 
 
 def _require_enwik8(content: bytes, origin: str) -> bytes:
