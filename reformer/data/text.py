@@ -44,7 +44,7 @@ class TextData:
         digest = hashlib.sha256()
         for split in (self.train, self.valid, self.test):
             digest.update(len(split).to_bytes(8, "big"))
-            digest.update(memoryview(np.ascontiguousarray(split)))
+            digest.update(np.ascontiguousarray(split).data)
         return digest.hexdigest()[:32]
 
 

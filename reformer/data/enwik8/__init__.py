@@ -60,7 +60,7 @@ def _num_bytes() -> int:
 def _is_enwik8(file: Path) -> bool:
     if not file.is_file() or file.stat().st_size != _num_bytes():
         return False
-    return hashlib.sha256(memoryview(np.memmap(file, np.uint8, mode="r"))).hexdigest() == SHA256
+    return hashlib.sha256(np.memmap(file, np.uint8, mode="r").data).hexdigest() == SHA256
 
 
 def _require_enwik8(content: bytes, origin: str) -> bytes:
