@@ -31,7 +31,9 @@ class ReformerConfig:
     attention_pattern: tuple[str, ...] = ("local", "lsh")  # 'full' | 'local' | 'lsh', repeated over the depth
     causal: bool = True  # False: bidirectional, a masked language model
     num_hashes: int = 2  # rounds of LSH
-    num_buckets: int | tuple[int, ...] | None = None  # per round; tuple = factors; None = from the length
+    num_buckets: int | tuple[int, ...] | None = (
+        None  # per round; tuple = factors; None = from the length, padding included
+    )
     lsh_chunk_length: int = 64
     lsh_num_chunks_before: int = 1
     lsh_num_chunks_after: int = 0

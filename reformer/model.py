@@ -60,8 +60,6 @@ class ReformerLM(nn.Module):
           ValueError: the sequence is too long, or rotations are wrong or missing.
         """
         streams, seed = self._run(tokens, mask, rotations, deterministic)
-        if self.is_initializing():
-            self.head(self.norm(jnp.concatenate(streams, axis=-1)))
         batch, length = tokens.shape
         row = jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
         return _logits(self.config, self._head_params(), streams, row, seed)
@@ -125,6 +123,7 @@ class ReformerLM(nn.Module):
         x = constrain(x, "act_batch", "act_length", "act_embed")
         if self.is_initializing():
             self.stack(x[:1, :1])
+            self.head(self.norm(jnp.concatenate([x[:1, :1]] * 2, axis=-1)))
             return (x[:, :length], x[:, :length]), None
         fixed = self._fixed(tokens.shape[1], mask, rotations, seed)
         streams = stack.run_stack(config, self.variables["params"]["stack"], x, fixed)
@@ -162,7 +161,8 @@ class ReformerLM(nn.Module):
             return [None] * num_in_pattern
         factors = num_buckets(length, config)
         if rotations is None:
-            rotations = self._draw_rotations(factors)
+            drawn = self._draw_rotations(factors)
+            return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
         if len(rotations) != config.num_lsh_layers:
             raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
         for array in rotations:
@@ -174,16 +174,17 @@ class ReformerLM(nn.Module):
                 )
         return [jnp.stack(rotations[i::num_in_pattern]) for i in range(num_in_pattern)]
 
-    def _draw_rotations(self, factors: tuple[int, ...]) -> list:
+    def _draw_rotations(self, factors: tuple[int, ...]):
+        """Rotations of all LSH layers at once: a draw for each would make the program grow with the depth."""
         config = self.config
         if not self.has_rng("hash"):
             raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
         dtype = jnp.promote_types(jnp.float32, config.dtype)
-        rngs = jax.random.split(self.make_rng("hash"), config.num_lsh_layers)
-        return [
-            hashing.draw_rotations(rng, config.num_heads, config.head_dim, config.num_hashes, factors, dtype)
-            for rng in rngs
-        ]
+        num_heads = config.num_lsh_layers * config.num_heads
+        drawn = hashing.draw_rotations(
+            self.make_rng("hash"), num_heads, config.head_dim, config.num_hashes, factors, dtype
+        )
+        return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
 
 
 def _head(config: ReformerConfig, **kwargs) -> nn.Dense:

@@ -111,6 +111,32 @@ def test_full_and_local_models_are_causal_by_gradient():
     assert after != 0
 
 
+def test_axial_positions_reach_the_padding_that_wrapped_windows_need():
+    config = dataclasses.replace(models.SMALL, semantics="huggingface", max_length=30, axial_shape=(5, 6))
+    assert logits(config, models.tokens(config)).shape == (2, 30, config.vocab_size)
+
+
+def test_initialisation_through_the_loss_creates_the_same_parameters():
+    tokens = models.tokens(models.SMALL)
+    found = jax.eval_shape(
+        functools.partial(ReformerLM(models.SMALL).init, method="loss"), jax.random.key(0), tokens, tokens
+    )
+    assert jax.tree.map(lambda x: x.shape, found["params"]) == jax.tree.map(
+        lambda x: x.shape, models.init(models.SMALL)
+    )
+
+
+def test_gradients_of_bfloat16_parameters_do_not_depend_on_the_chunks():
+    config = dataclasses.replace(models.SMALL, param_dtype="bfloat16", attention_pattern=("local",))
+    chunked = dataclasses.replace(config, mlp_chunk_length=1, loss_chunk_length=1)
+    whole = dataclasses.replace(config, mlp_chunk_length=None, loss_chunk_length=None)
+    one, other = (
+        jax.jit(jax.grad(models.mean_loss(c)))(models.init(config), models.tokens(config), jax.random.key(0))
+        for c in (chunked, whole)
+    )
+    assert models.relative_error(one, other) < 1e-2
+
+
 def test_all_padding_is_finite():
     tokens = models.tokens(models.SMALL)
     assert np.all(np.isfinite(logits(models.SMALL, tokens, mask=jnp.zeros(tokens.shape, bool))))

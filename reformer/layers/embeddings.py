@@ -42,7 +42,9 @@ class Embeddings(nn.Module):
         used = (math.ceil(length / math.prod(shape[1:])), *shape[1:])
         parts = []
         for i, table in enumerate(tables):
-            on_axis = table[: used[i]].reshape([used[i] if j == i else 1 for j in range(len(used))] + [-1])
+            # Beyond the grid lie only masked tokens, which pad to Hugging Face's windows.
+            rows = jnp.take(table, jnp.arange(used[i]), axis=0, mode="clip")
+            on_axis = rows.reshape([used[i] if j == i else 1 for j in range(len(used))] + [-1])
             parts.append(jnp.broadcast_to(on_axis, (*used, table.shape[-1])))
         return jnp.concatenate(parts, axis=-1).reshape(-1, self.config.embed_dim)[:length]
 

@@ -40,7 +40,7 @@ class Block(nn.Module):
         return x
 
 
-def stacked_blocks(config: ReformerConfig, **kwargs) -> nn.Module:
+def stacked_blocks(config: ReformerConfig) -> nn.Module:
     """A module with the parameters of all blocks, stacked on axis 0 and initialised block by block."""
     blocks = nn.vmap(
         Block,
@@ -48,9 +48,8 @@ def stacked_blocks(config: ReformerConfig, **kwargs) -> nn.Module:
         split_rngs={"params": True},
         in_axes=None,
         axis_size=config.num_blocks,
-        metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return blocks(config, **kwargs)
+    return blocks(config)
 
 
 def residual_functions(config: ReformerConfig) -> tuple[Residual, ...]:

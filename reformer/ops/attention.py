@@ -8,6 +8,7 @@ output, the log-normaliser and the permutation is kept for the backward pass.
 reversible layers know the cotangent of the output while they recompute it.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
 from reformer.ops import chunked, chunking, full, hashing
 from reformer.ops.dropout import draw_seed, fold
-from reformer.ops.masking import Rule
+from reformer.ops.masking import SCORE_FILLS, Rule
 from reformer.ops.plan import Arrays, Context, Order, Plan
 from reformer.ops.sorting import sort_by_bucket
 
@@ -53,8 +54,9 @@ def full_attention(
       The attention output, in the type of `value`.
 
     Raises:
-      ValueError: dropout without `dropout_rng`.
+      ValueError: sizes, types or rates that make no sense; dropout without `dropout_rng`.
     """
+    _check(Arrays(query, key, value), Rule(causal, key is None, dropout_rate, semantics))
     plan = full_plan(query.shape[1], causal, key is None, dropout_rate, semantics)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
@@ -94,9 +96,10 @@ def local_attention(
       The attention output, in the type of `value`.
 
     Raises:
-      ValueError: dropout without `dropout_rng`; an indivisible length where windows wrap around.
+      ValueError: as `full_attention`; an indivisible length where windows wrap around.
     """
     rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after)
+    _check(Arrays(query, key, value), rule, chunk_length)
     plan = chunked_plan(query.shape[1], chunk_length, rule)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
@@ -150,14 +153,17 @@ def lsh_attention(
       The attention output, in the type of `value`.
 
     Raises:
-      ValueError: rotations that do not fit; dropout without `dropout_rng`; an indivisible length
-        where windows wrap around.
+      ValueError: as `full_attention`; rotations that do not fit; under 'huggingface' an indivisible
+        length, `within_bucket` or `correct_duplicates`.
 
     Source: arXiv 2001.04451, section 2, "LSH attention", and appendix A.
     """
+    rule = Rule(causal, True, dropout_rate, semantics, num_chunks_before, num_chunks_after)
+    _check(Arrays(query_key, None, value), rule, chunk_length)
+    if semantics == "huggingface" and (within_bucket or correct_duplicates):
+        raise ValueError("within_bucket and correct_duplicates do not exist under semantics='huggingface'.")
     arrays = _swap_heads(Arrays(query_key, None, value))
     order = sort_by_hash(arrays.query, rotations, num_buckets, mask, keep_buckets=within_bucket)
-    rule = Rule(causal, True, dropout_rate, semantics, num_chunks_before, num_chunks_after)
     plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates)
     context = Context(mask, order, _seeds(query_key, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, arrays, context))
@@ -171,11 +177,23 @@ def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: 
     """
     factors = num_buckets if isinstance(num_buckets, tuple) else (num_buckets,)
     buckets = hashing.hash_vectors(query_key, rotations, factors, mask)
-    num_ids = 1
-    for factor in factors:
-        num_ids *= factor
-    permutation = sort_by_bucket(buckets, num_ids + (mask is not None))
+    permutation = sort_by_bucket(buckets, math.prod(factors) + (mask is not None))
     return Order(permutation, buckets if keep_buckets else None)
+
+
+def _check(arrays: Arrays, rule: Rule, chunk_length: int = 1) -> None:
+    """Raises ValueError where a public function was called with what it cannot compute."""
+    if len({x.dtype for x in jax.tree.leaves(arrays)}) > 1:
+        raise ValueError(f"{arrays.query.dtype=} and {arrays.value.dtype=}, and that of the key, must be equal.")
+    if rule.semantics not in SCORE_FILLS:
+        raise ValueError(f"semantics={rule.semantics!r} must be one of {', '.join(SCORE_FILLS)}.")
+    sizes = {"length": arrays.query.shape[1], "chunk_length": chunk_length}
+    sizes |= {"num_chunks_before + 1": rule.before + 1, "num_chunks_after + 1": rule.after + 1}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1.")
+    if not 0 <= rule.dropout_rate < 1:
+        raise ValueError(f"dropout_rate={rule.dropout_rate} must be at least 0 and below 1.")
 
 
 def full_plan(length: int, causal: bool, shared: bool, dropout_rate: float, semantics: str) -> Plan:

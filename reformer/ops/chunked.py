@@ -208,7 +208,7 @@ def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
 
 
 def _round_gradients(view: _View, differentiate):
-    """Visits the blocks of a round. Windows overlap: what reaches into the next block is carried there.
+    """Visits the blocks of a round. Windows overlap: what reaches into the next blocks is carried there.
 
     Returns:
       What `differentiate` returns first, stacked over blocks, and the cotangents of all slots.

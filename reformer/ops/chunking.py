@@ -39,10 +39,9 @@ def geometry(length: int, chunk_length: int, before: int, after: int, max_scores
     """Cuts `length` slots into chunks, and into blocks of at most about `max_scores` attention scores."""
     num_chunks = math.ceil(length / chunk_length)
     scores_per_chunk = chunk_length * (1 + before + after) * chunk_length
-    most = max(1, before + after, max_scores // scores_per_chunk)
+    most = max(1, max_scores // scores_per_chunk)
     even = math.ceil(num_chunks / math.ceil(num_chunks / most))  # blocks of equal size, little left over
-    # A block's windows reach into the next block only: what they spill over is carried one step.
-    return Geometry(chunk_length, before, after, num_chunks, max(even, min(before + after, num_chunks)))
+    return Geometry(chunk_length, before, after, num_chunks, even)
 
 
 def extend(x: jax.Array, cut: Geometry, fill) -> jax.Array:

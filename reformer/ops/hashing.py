@@ -21,8 +21,8 @@ def choose_num_buckets(length: int, chunk_length: int) -> tuple[int, ...]:
 
     The paper's m = 2 l / B gives B = 2 l / m buckets for chunks of m tokens: two chunks hold four
     average buckets, so that a bucket rarely outgrows the window. A plain hash needs B/2 projections
-    per token, which is quadratic in length over all tokens; factors of at most 64 need 3 * 32 even
-    at 2**17 buckets.
+    per token, which is quadratic in length over all tokens; factors of at most 64 need at most 32
+    each.
 
     Args:
       length: tokens in the sequence.

@@ -50,6 +50,7 @@ def chunked_cross_entropy(
 
 def _chunk_loss(logits_fn, fixed, params, inputs, row, targets, weights):
     nats = cross_entropy(logits_fn(params, inputs, row, fixed), targets)
+    weights = weights.astype(nats.dtype)
     return jnp.sum(nats * weights), jnp.sum(weights)
 
 
@@ -79,15 +80,17 @@ def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed):
         of_params, of_inputs = vjp(jnp.ones_like(nats))
         return (nats, weight), of_inputs, of_params
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(jnp.float32, p.dtype)), params)
     sums, of_inputs, of_params = _sum_chunks(differentiate, chunk_length, inputs, targets, weights, (zeros,))
-    return sums, (of_params, of_inputs)
+    types = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
+    return sums, (of_params, of_inputs, types)
 
 
-def _backward(logits_fn, chunk_length, cotangents_of_one, cotangent):
+def _backward(logits_fn, chunk_length, saved, cotangent):
+    of_params, of_inputs, types = saved
     scale, _ = cotangent
-    scaled = jax.tree.map(lambda x: (x * scale).astype(x.dtype), cotangents_of_one)
-    return *scaled, None, None, None
+    of_params = jax.tree.map(lambda x, like: (x * scale).astype(like.dtype), of_params, types)
+    return of_params, jax.tree.map(lambda x: (x * scale).astype(x.dtype), of_inputs), None, None, None
 
 
 chunked_cross_entropy.defvjp(_forward, _backward)

@@ -102,9 +102,10 @@ def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *
         of_params, of_x = vjp(cotangent)
         return jax.tree.map(jnp.add, total, of_params), (value, of_x)
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    # Many small terms: summed in at least float32, whatever the type of the parameters.
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(jnp.float32, p.dtype)), params)
     of_params, (value, of_x) = scan_chunks(visit, zeros, arrays, chunk_length, in_axis=in_axis, out_axis=out_axis)
-    return value, of_params, of_x
+    return value, jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params), of_x
 
 
 def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):

@@ -128,3 +128,24 @@ def test_a_row_of_nothing_but_padding_is_finite_and_has_no_gradient(kind, shared
     cotangent = inputs.cotangent.at[1].set(0)  # what a loss that ignores padding sends back
     _, gradients = references.value_and_vjp(call(kind, case, inputs), cotangent, *args)
     assert all(np.all(np.asarray(x)[1] == 0) for x in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunk_length": 0}, "chunk_length=0 must be at least 1"),
+        ({"num_chunks_before": -1}, "num_chunks_before . 1=0 must be at least 1"),
+        ({"dropout_rate": 1.0}, "dropout_rate=1.0 must be at least 0 and below 1"),
+        ({"semantics": "trax"}, "semantics='trax' must be one of"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(changes, message):
+    x = jnp.zeros((1, 8, 1, 4))
+    with pytest.raises(ValueError, match=message):
+        attention.local_attention(x, x, x, **{"chunk_length": 4, **changes})
+
+
+def test_mixed_types_are_refused():
+    x = jnp.zeros((1, 8, 1, 4))
+    with pytest.raises(ValueError, match="must be equal"):
+        attention.full_attention(x, x, x.astype(jnp.bfloat16))
