@@ -38,7 +38,9 @@ def test_attention_dropout_is_replayed_by_the_same_key_and_changes_with_it(kind,
     inputs = make_inputs(case)
     args = arguments(case, inputs)
     first = call(kind, case, inputs)(*args)
-    np.testing.assert_array_equal(first, jax.jit(call(kind, case, inputs))(*args))
+    np.testing.assert_array_equal(first, call(kind, case, inputs)(*args))
+    # Another program may round otherwise, but another mask would be far away.
+    np.testing.assert_allclose(first, jax.jit(call(kind, case, inputs))(*args), rtol=FLOAT32, atol=FLOAT32)
     monkeypatch.setattr("tests.ops.cases.DROPOUT_RNG", jax.random.key(43))
     assert np.any(first != call(kind, case, inputs)(*args))
 
