@@ -14,7 +14,7 @@ from reformer.layers.attention import Fixed, falls_back_to_full, num_buckets, pa
 from reformer.layers.embeddings import Embeddings
 from reformer.layers.feed_forward import layer_norm
 from reformer.ops import hashing
-from reformer.ops.dropout import draw_seed, dropout, fold
+from reformer.ops.dropout import draw_seed, dropout, fold, rows
 from reformer.ops.losses import chunked_cross_entropy
 from reformer.sharding import constrain
 
@@ -60,9 +60,7 @@ class ReformerLM(nn.Module):
           ValueError: the sequence is too long, or rotations are wrong or missing.
         """
         streams, seed = self._run(tokens, mask, rotations, deterministic)
-        batch, length = tokens.shape
-        row = jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
-        return _logits(self.config, self._head_params(), streams, row, seed)
+        return _logits(self.config, self._head_params(), streams, rows(tokens), seed)
 
     def loss(
         self,
@@ -118,8 +116,7 @@ class ReformerLM(nn.Module):
         tokens, mask = _pad(tokens, mask, padded_length(length, config))
         x = self.embeddings(tokens)
         if seed is not None:
-            row = jnp.arange(tokens.size, dtype=jnp.int32).reshape(tokens.shape)
-            x = dropout(x, config.dropout_rate, fold(seed, 0), row)
+            x = dropout(x, config.dropout_rate, fold(seed, 0), rows(tokens))
         x = constrain(x, "act_batch", "act_length", "act_embed")
         if self.is_initializing():
             self.stack(x[:1, :1])

@@ -14,10 +14,10 @@ from reformer.layers.feed_forward import layer_norm
 from reformer.ops import attention as ops
 from reformer.ops import hashing
 from reformer.ops.chunking import map_chunks
-from reformer.ops.dropout import dropout, fold
+from reformer.ops.dropout import dropout, fold, rows
 from reformer.ops.masking import Rule
 from reformer.ops.plan import Arrays, Context, Order, Plan
-from reformer.ops.reversible import Residual, chunked_vjp, rows
+from reformer.ops.reversible import Residual, chunked_vjp
 
 
 class Fixed(NamedTuple):
@@ -58,10 +58,15 @@ def padded_length(length: int, config: ReformerConfig) -> int:
     return math.ceil(length / math.lcm(*chunks)) * math.lcm(*chunks)
 
 
+def is_shared(config: ReformerConfig, kind: str) -> bool:
+    """Whether queries and keys of a layer of `kind` share a projection."""
+    return kind == "lsh" or config.share_query_key
+
+
 def plan_attention(config: ReformerConfig, kind: str, length: int, has_dropout: bool) -> Plan:
     """The static plan of a layer of `kind` for `length` tokens."""
     rate = config.attention_weights_dropout_rate(kind) if has_dropout else 0.0
-    shared = kind == "lsh" or config.share_query_key
+    shared = is_shared(config, kind)
     if kind == "lsh":
         chunk_length, before, after = config.lsh_chunk_length, config.lsh_num_chunks_before, config.lsh_num_chunks_after
     else:
@@ -98,7 +103,7 @@ class SelfAttention(nn.Module):
         }
         heads = (config.num_heads, config.head_dim)
         self.norm = layer_norm(config)
-        if self.kind == "lsh" or config.share_query_key:
+        if is_shared(config, self.kind):
             self.query_key = nn.DenseGeneral(heads, **kinds)
         else:
             self.query = nn.DenseGeneral(heads, **kinds)
@@ -113,7 +118,7 @@ class SelfAttention(nn.Module):
     def project(self, x: Float[Array, "batch length embed"]) -> Arrays:
         """LayerNorm and the projections to query (and key) and value [batch, heads, length, head_dim]."""
         normed = self.norm(x).astype(self.config.dtype)
-        if self.kind == "lsh" or self.config.share_query_key:
+        if is_shared(self.config, self.kind):
             projected = Arrays(self.query_key(normed), None, self.value(normed))
         else:
             projected = Arrays(self.query(normed), self.key(normed), self.value(normed))

@@ -90,6 +90,11 @@ def constant(shape: tuple[int, ...], value: int | float, dtype, like: jax.Array)
     return jnp.where(element == element, array, array)
 
 
+def wide_zeros_like(tree):
+    """Where many small terms are summed up: zeros in at least float32, whatever the types of the tree."""
+    return jax.tree.map(lambda x: jnp.zeros_like(x, jnp.promote_types(jnp.float32, x.dtype)), tree)
+
+
 def flatten(blocks: jax.Array) -> jax.Array:
     """Merges the axes [blocks, block, chunk, ...] into one of slots."""
     return blocks.reshape(-1, *blocks.shape[3:])

@@ -21,6 +21,12 @@ def fold(seed: UInt[Array, ""], counter: Int[Array, "*shape"] | int) -> UInt[Arr
     return _mix(_mix(seed) + jnp.asarray(counter).astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
 
 
+def rows(x: jax.Array) -> jax.Array:
+    """Numbers the tokens of an array [batch, length, ...], as every dropout mask counts them."""
+    batch, length = x.shape[:2]
+    return jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
+
+
 def keep_mask(
     seed: UInt[Array, ""], row: Int[Array, "..."], column: Int[Array, "..."], rate: float
 ) -> Bool[Array, "..."]:

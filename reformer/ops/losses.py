@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from reformer.ops.chunking import scan_chunks
+from reformer.ops.chunking import scan_chunks, wide_zeros_like
+from reformer.ops.dropout import rows
 
 
 def cross_entropy(
@@ -56,14 +57,12 @@ def _chunk_loss(logits_fn, fixed, params, inputs, row, targets, weights):
 
 def _sum_chunks(fn, chunk_length, inputs, targets, weights, total=()):
     """Sums fn's losses (and what it returns third) over chunks; joins what it returns second."""
-    batch, length = targets.shape
-    row = jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
 
     def visit(carry, chunk):
         sums, out, *rest = fn(chunk)
         return jax.tree.map(jnp.add, carry, (sums, *rest)), out
 
-    whole = (inputs, row, targets, weights)
+    whole = (inputs, rows(targets), targets, weights)
     zeros = jax.tree.map(lambda sum_: jnp.zeros((), sum_.dtype), jax.eval_shape(fn, whole)[0])
     (sums, *rest), out = scan_chunks(visit, (zeros, *total), whole, chunk_length, in_axis=1, out_axis=1)
     return sums, out, *rest
@@ -80,7 +79,7 @@ def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed):
         of_params, of_inputs = vjp(jnp.ones_like(nats))
         return (nats, weight), of_inputs, of_params
 
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(jnp.float32, p.dtype)), params)
+    zeros = wide_zeros_like(params)
     sums, of_inputs, of_params = _sum_chunks(differentiate, chunk_length, inputs, targets, weights, (zeros,))
     types = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
     return sums, (of_params, of_inputs, types)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reformer.ops.chunking import map_chunks, scan_chunks
+from reformer.ops.chunking import map_chunks, scan_chunks, wide_zeros_like
+from reformer.ops.dropout import rows
 
 
 class Residual(NamedTuple):
@@ -75,12 +76,6 @@ def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
     return Residual(apply, value_and_vjp)
 
 
-def rows(x: jax.Array) -> jax.Array:
-    """Numbers the tokens of an array [batch, length, ...]."""
-    batch, length = x.shape[:2]
-    return jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
-
-
 def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1):
     """Value and cotangents of a position-wise function, chunk by chunk in one pass.
 
@@ -102,8 +97,7 @@ def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *
         of_params, of_x = vjp(cotangent)
         return jax.tree.map(jnp.add, total, of_params), (value, of_x)
 
-    # Many small terms: summed in at least float32, whatever the type of the parameters.
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(jnp.float32, p.dtype)), params)
+    zeros = wide_zeros_like(params)
     of_params, (value, of_x) = scan_chunks(visit, zeros, arrays, chunk_length, in_axis=in_axis, out_axis=out_axis)
     return value, jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params), of_x
 
