@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     """Evaluates, appends the result to `evaluations.jsonl` and prints it as the last line."""
     with command_line.user_errors(ValueError, OSError):
         wanted = parse(arguments)
-    print(f"{wanted.workdir}, step {wanted.step}, {wanted.split}: {len(wanted.array):,} bytes", flush=True)
+    print(f"{wanted.workdir}, step {wanted.step}, {wanted.split} split, {wanted.data.description}", flush=True)
     if wanted.changes:
         print(f"changed for this evaluation: {settings.describe(wanted.changes)}", flush=True)
     with command_line.user_errors(OSError):

@@ -25,17 +25,25 @@ def parse(arguments: list[str]) -> loop.Run:
 
 
 def say_what_was_learned(run: loop.Run, result: dict) -> None:
-    """Prints the model's bits per byte beside simpler models, and a sample; draws the curves."""
-    simpler = report.baseline_bits_per_byte(run.data, run.data.valid)
+    """Prints the model's loss beside simpler models, and a sample of text; draws the curves."""
+    unit = run.data.unit
+    simpler = run.data.baselines("valid")
     print(f"validation, step {result['step']}:")
-    print(report.table({"this model": result["bits_per_byte"], **simpler}))
+    print(report.table({"this model": result[f"bits_per_{unit}"], **simpler}, unit))
+    if unit == "byte":
+        print_sample(run)
+    print(f"checkpoints: {run.workdir / 'checkpoints'}")
+    print(f"curves: {report.draw_curves(run.workdir, simpler, unit)}")
+
+
+def print_sample(run: loop.Run) -> None:
+    """Prints some text that the best checkpoint writes."""
     config, variables = checkpoint.load(run.workdir)
     num_tokens = min(200, config.max_length - 1)
     tokens = decoding.sample(
         config, variables, np.array([text.BEGIN_ID]), num_tokens, temperature=0.8, rng=jax.random.key(0)
     )
     print(f"a sample:\n{text.decode(np.asarray(tokens)).decode(errors='replace')}")
-    print(f"checkpoints: {run.workdir / 'checkpoints'}\ncurves: {report.draw_curves(run.workdir, simpler)}")
 
 
 def main(arguments: list[str]) -> None:

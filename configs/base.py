@@ -12,7 +12,7 @@ from reformer.config import ReformerConfig
 def get_config() -> ConfigDict:
     """Returns the defaults of every group."""
     config = ConfigDict()
-    config.seed = 0  # of the parameters, the training windows, the dropout masks and the training hashes
+    config.seed = 0  # of the parameters, the training examples, the dropout masks and the training hashes
     config.model = model_group()
     config.data = data_group()
     config.optimizer = optimizer_group()
@@ -37,12 +37,16 @@ def model_group() -> ConfigDict:
 def data_group() -> ConfigDict:
     """Returns the fields that say what is read."""
     group = ConfigDict()
-    group.name = "stdlib"  # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder
-    group.path = ""  # the file or folder of 'text'; a local copy of enwik8; '' otherwise
+    # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder | 'imagenet64': the original tars |
+    # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper
+    group.name = "stdlib"
+    group.path = ""  # file or folder of 'text' and 'images'; a local copy of enwik8 or imagenet64; '' otherwise
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
-    group.length = config_dict.placeholder(object)  # bytes per window; None = model.max_length
+    group.length = config_dict.placeholder(object)  # tokens per example; None = model.max_length
+    group.skip_bad_images = False  # leave unreadable images and those of another size out, instead of refusing them
+    group.num_symbols = 127  # of the duplication task
     return group
 
 
@@ -68,18 +72,19 @@ def training_group() -> ConfigDict:
     """Returns the fields of the step loop."""
     group = ConfigDict()
     group.num_steps = 1000  # updates in total
-    group.batch_size = 8  # windows per update, over all devices and micro-batches
+    group.batch_size = 8  # examples per update, over all devices and micro-batches
     group.accumulation_steps = 1  # micro-batches per update, one after the other: less memory, same result
     group.log_every_steps = 10  # steps between two records of the training loss
     return group
 
 
 def evaluation_group() -> ConfigDict:
-    """Returns the fields of the evaluation, which always reads the whole split."""
+    """Returns the fields of the evaluation."""
     group = ConfigDict()
     group.every_steps = 250  # steps between two evaluations during training; the last step is always evaluated
-    group.batch_size = 8  # windows per evaluation step, over all devices
-    group.hash_seed = 0  # of the LSH rotations, the same for every window
+    group.batch_size = 8  # examples per evaluation step, over all devices
+    group.max_examples = config_dict.placeholder(object)  # only so many, evenly spread; None = the whole split
+    group.hash_seed = 0  # of the LSH rotations, the same for every example
     group.num_hash_seeds = 3  # at the end: seeds hash_seed, hash_seed + 1, ... tell how far other hashes differ
     return group
 

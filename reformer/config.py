@@ -48,6 +48,7 @@ class ReformerConfig:
     position_embedding: str = "axial"  # 'axial' | 'learned' | 'sinusoidal'
     axial_shape: tuple[int, ...] | None = None  # product at least max_length; None = near-square
     axial_dims: tuple[int, ...] | None = None  # sums to embed_dim; None = a quarter and the rest
+    position_scale: float = 0.25  # standard deviation of learned and axial embeddings at the start; tokens have 1
 
     # Residual functions.
     activation: str = "gelu"  # 'gelu' is the exact erf form
@@ -151,9 +152,10 @@ def _check_types(config: ReformerConfig) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             raise ValueError(f"{name}={value!r} must be a number of at least 0 and below 1.")
-    epsilon = config.layer_norm_epsilon
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or epsilon <= 0:
-        raise ValueError(f"layer_norm_epsilon={epsilon!r} must be a positive number.")
+    for name in ("layer_norm_epsilon", "position_scale"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"{name}={value!r} must be a positive number.")
 
 
 def _check_choices(config: ReformerConfig) -> None:

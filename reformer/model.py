@@ -1,6 +1,7 @@
 """The Reformer language model."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,10 +16,11 @@ from reformer.layers.embeddings import Embeddings
 from reformer.layers.feed_forward import layer_norm
 from reformer.ops import hashing
 from reformer.ops.dropout import draw_seed, dropout, fold, rows
-from reformer.ops.losses import chunked_cross_entropy
+from reformer.ops.losses import chunked_cross_entropy, chunked_scores
 from reformer.sharding import constrain
 
 Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
+Streams = tuple[Float[Array, "batch length embed"], Float[Array, "batch length embed"]]
 
 
 class ReformerLM(nn.Module):
@@ -89,22 +91,81 @@ class ReformerLM(nn.Module):
           ValueError: as in `__call__`.
         """
         streams, seed = self._run(tokens, mask, rotations, deterministic)
-        if weights is None:
-            weights = jnp.ones(tokens.shape, streams[0].dtype)
-        if mask is not None:
-            weights = weights * mask
+        weights = _weights(weights, mask, streams)
+        logits, chunk_length = partial(_logits, self.config), self.config.loss_chunk_length
+        return chunked_cross_entropy(logits, chunk_length, self._head_params(), streams, targets, weights, seed)
 
-        def logits(params, streams, row, seed):
-            return _logits(self.config, params, streams, row, seed)
+    def score(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Int[Array, "batch length"],
+        *,
+        weights: Float[Array, "batch length"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """The loss without dropout, and how many targets have the largest logit; for evaluation.
 
-        return chunked_cross_entropy(
-            logits, self.config.loss_chunk_length, self._head_params(), streams, targets, weights, seed
-        )
+        Args:
+          tokens: as in `__call__`.
+          targets: as in `loss`.
+          weights: as in `loss`.
+          mask: as in `__call__`.
+          rotations: as in `__call__`.
+
+        Returns:
+          Sums over all targets: weighted nats, weights of those with the largest logit, weights.
+
+        Raises:
+          ValueError: as in `__call__`.
+        """
+        streams, _ = self._run(tokens, mask, rotations, deterministic=True)
+        weights = _weights(weights, mask, streams)
+        logits, chunk_length = partial(_logits, self.config), self.config.loss_chunk_length
+        return chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
+
+    def observe(
+        self,
+        tokens: Int[Array, "batch length"],
+        look: stack.Observer,
+        *,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+    ) -> tuple[Streams, tuple]:
+        """Runs the model without dropout and looks into the attention of every layer.
+
+        Args:
+          tokens: as in `__call__`.
+          look: called with the number of the layer within `attention_pattern`, its projections, plan and context;
+            what it returns, a pytree of arrays, is collected.
+          mask: as in `__call__`.
+          rotations: as in `__call__`.
+
+        Returns:
+          Both streams after the last layer, for `logits`, and for every layer of the pattern what `look` returned,
+          stacked over blocks.
+
+        Raises:
+          ValueError: as in `__call__`.
+        """
+        seen: list = []
+
+        def run(config, params, x, fixed):
+            streams, collected = stack.observe_stack(config, params, x, fixed, look)
+            seen.extend(collected)
+            return streams
+
+        streams, _ = self._run(tokens, mask, rotations, deterministic=True, run_stack=run)
+        return streams, tuple(seen)
+
+    def logits(self, streams: Streams) -> Float[Array, "batch length vocab"]:
+        """The logits, in at least float32, of the streams after the last layer."""
+        return _logits(self.config, self._head_params(), streams, None, None)
 
     def _head_params(self):
         return {name: self.variables["params"][name] for name in ("norm", "head")}
 
-    def _run(self, tokens, mask, rotations, deterministic):
+    def _run(self, tokens, mask, rotations, deterministic, run_stack=stack.run_stack):
         """Embeds and runs the stack; returns the two streams and the dropout seed of the head."""
         config = self.config
         length = tokens.shape[1]
@@ -123,7 +184,7 @@ class ReformerLM(nn.Module):
             self.head(self.norm(jnp.concatenate([x[:1, :1]] * 2, axis=-1)))
             return (x[:, :length], x[:, :length]), None
         fixed = self._fixed(tokens.shape[1], mask, rotations, seed)
-        streams = stack.run_stack(config, self.variables["params"]["stack"], x, fixed)
+        streams = run_stack(config, self.variables["params"]["stack"], x, fixed)
         return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
 
     def _dropout_seed(self, deterministic: bool):
@@ -202,6 +263,13 @@ def _logits(config: ReformerConfig, params, streams, row, seed):
     logits: Any = _head(config, parent=None).apply({"params": params["head"]}, hidden)
     logits = constrain(logits, "act_batch", "act_length", "act_vocab")
     return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+
+
+def _weights(weights, mask, streams: Streams):
+    """The effective weights of targets."""
+    if weights is None:
+        weights = jnp.ones(streams[0].shape[:2], streams[0].dtype)
+    return weights if mask is None else weights * mask
 
 
 def _pad(tokens, mask, length: int):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from reformer import ReformerConfig
-from reformer.layers.attention import Fixed, attention_residual
+from reformer.layers.attention import Fixed
+from reformer.layers.attention_residual import attention_residual
 from tests import models
 
 DEEP = ReformerConfig(

@@ -13,11 +13,9 @@ from reformer.config import ReformerConfig
 from reformer.layers.feed_forward import layer_norm
 from reformer.ops import attention as ops
 from reformer.ops import hashing
-from reformer.ops.chunking import map_chunks
-from reformer.ops.dropout import dropout, fold, rows
+from reformer.ops.dropout import dropout, fold
 from reformer.ops.masking import Rule
-from reformer.ops.plan import Arrays, Context, Order, Plan
-from reformer.ops.reversible import Residual, chunked_vjp
+from reformer.ops.plan import Arrays, Plan
 
 
 class Fixed(NamedTuple):
@@ -138,112 +136,3 @@ class SelfAttention(nn.Module):
         if seed is not None:
             out = dropout(out, self.config.dropout_rate, fold(seed, 0), row)
         return sharding.constrain(out.astype(dtype), "act_batch", "act_length", "act_embed")
-
-
-def attention_residual(config: ReformerConfig, kind: str) -> Residual:
-    """An attention layer as a residual function of a reversible stack; its fixed input is a `Fixed`.
-
-    Projections are computed in chunks of `mlp_chunk_length`, in both passes. An LSH layer saves its
-    sort: a bucket that flipped between the passes would make the reverse sweep subtract another
-    function's value.
-    """
-    layer = SelfAttention(config, kind, parent=None)
-    chunk_length = config.mlp_chunk_length
-
-    def project(params, x):
-        return layer.apply({"params": params}, x, method="project")
-
-    def combine(params, attended, row, dtype, seed):
-        return layer.apply({"params": params}, attended, dtype, row, seed, method="combine")
-
-    def prepare(projected: Arrays, fixed: Fixed, order: Order | None) -> tuple[Plan, Context]:
-        batch, num_heads, length, _ = projected.query.shape
-        plan = plan_attention(config, kind, length, fixed.seed is not None)
-        if order is None and kind == "lsh" and not plan.is_full:
-            order = _sort(config, projected.query, fixed)
-        seeds = None
-        if plan.rule.dropout_rate:
-            seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
-        return plan, Context(fixed.mask, order, seeds)
-
-    def project_all(params, x):
-        return map_chunks(lambda x: project(params, x), x, chunk_length, in_axis=1, out_axis=2)
-
-    def apply(params, x, context, fixed: Fixed, order: Order | None):
-        del context
-        projected = project_all(params, x)
-        plan, attention_context = prepare(projected, fixed, order)
-        attended = _attend(plan, projected, attention_context)
-        value = map_chunks(
-            lambda pair: combine(params, pair[0], pair[1], x.dtype, fixed.seed),
-            (attended, rows(x)),
-            chunk_length,
-            in_axis=(2, 1),
-            out_axis=1,
-        )
-        return value, attention_context.order
-
-    def value_and_vjp(params, x, context, fixed: Fixed, order: Order | None, cotangent):
-        projected = project_all(params, x)
-        plan, attention_context = prepare(projected, fixed, order)
-
-        def transpose_combine(chunk):
-            # Linear in its input: the cotangent is known before the attention is.
-            cotangent, row = chunk
-            batch, length = row.shape
-            shape = (batch, config.num_heads, length, config.head_dim)
-            like = jax.ShapeDtypeStruct(shape, projected.value.dtype)
-            (of_attended,) = jax.linear_transpose(lambda y: combine(params, y, row, x.dtype, fixed.seed), like)(
-                cotangent
-            )
-            return of_attended
-
-        of_attended = map_chunks(transpose_combine, (cotangent, rows(x)), chunk_length, in_axis=1, out_axis=2)
-        attended, of_projected = _attend_with_gradients(plan, projected, attention_context, of_attended)
-        value, of_output, _ = chunked_vjp(
-            lambda params, attended, row: combine(params, attended, row, x.dtype, fixed.seed),
-            params,
-            (attended, cotangent, rows(x)),
-            chunk_length,
-            in_axis=(2, 1, 1),
-            out_axis=(1, 2),
-        )
-        _, of_projections, of_x = chunked_vjp(
-            project, params, (x, of_projected), chunk_length, in_axis=(1, 2), out_axis=(2, 1)
-        )
-        of_params = jax.tree.map(jnp.add, of_output, of_projections)
-        return value, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
-
-    return Residual(apply, value_and_vjp)
-
-
-_CONTEXT_SPEC = Context._make([sharding.BATCH, sharding.BATCH_HEADS, sharding.BATCH_HEADS])
-
-
-def _sort(config: ReformerConfig, query_key, fixed: Fixed) -> Order:
-    """Hashes and sorts, every head and example on its own device."""
-    factors = num_buckets(query_key.shape[2], config)
-
-    def sort(query_key, rotations, mask):
-        return ops.sort_by_hash(query_key, rotations, factors, mask, keep_buckets=config.lsh_within_bucket)
-
-    specs = (sharding.BATCH_HEADS, sharding.HEADS, sharding.BATCH)
-    return sharding.shard_map(sort, specs, sharding.BATCH_HEADS)(query_key, fixed.rotations, fixed.mask)
-
-
-def _attend(plan: Plan, projected: Arrays, context: Context):
-    run = sharding.shard_map(
-        lambda arrays, context: ops.attend(plan, arrays, context),
-        (sharding.BATCH_HEADS, _CONTEXT_SPEC),
-        sharding.BATCH_HEADS,
-    )
-    return run(projected, context)
-
-
-def _attend_with_gradients(plan: Plan, projected: Arrays, context: Context, out_gradient):
-    run = sharding.shard_map(
-        lambda arrays, context, gradient: ops.attend_with_gradients(plan, arrays, context, gradient),
-        (sharding.BATCH_HEADS, _CONTEXT_SPEC, sharding.BATCH_HEADS),
-        sharding.BATCH_HEADS,
-    )
-    return run(projected, context, out_gradient)

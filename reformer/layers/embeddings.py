@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from reformer.config import ReformerConfig
 
-_TOKEN_SCALE = 1.0  # standard deviations at the start; streams of unit scale rebuild most precisely
-_POSITION_SCALE = 0.25
+_TOKEN_SCALE = 1.0  # standard deviation at the start; streams of unit scale rebuild most precisely
 
 
 class Embeddings(nn.Module):
@@ -19,14 +18,24 @@ class Embeddings(nn.Module):
     config: ReformerConfig
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
-        """Embeds tokens at positions 0 .. length - 1, in at least float32."""
+    def __call__(
+        self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"] | None = None
+    ) -> Float[Array, "batch length embed"]:
+        """Embeds tokens, in at least float32.
+
+        Args:
+          tokens: ids.
+          positions: where they stand, each below `max_length`; None = 0 .. length - 1.
+        """
         config = self.config
         dtype = jnp.promote_types(jnp.float32, config.dtype)
         shape = (config.vocab_size, config.embed_dim)
         token = self.param("token", nn.initializers.normal(_TOKEN_SCALE), shape, jnp.dtype(config.param_dtype))
-        position = {"axial": self._axial, "learned": self._learned, "sinusoidal": self._sinusoidal}
         embedded = jnp.take(token.astype(dtype), tokens, axis=0, mode="clip")
+        if positions is not None:
+            lookup = {"axial": self._axial_at, "learned": self._learned_at, "sinusoidal": self._sinusoidal_at}
+            return embedded + lookup[config.position_embedding](positions).astype(dtype)
+        position = {"axial": self._axial, "learned": self._learned, "sinusoidal": self._sinusoidal}
         return embedded + position[config.position_embedding](tokens.shape[1]).astype(dtype)[None]
 
     def _axial(self, length: int):
@@ -35,10 +44,7 @@ class Embeddings(nn.Module):
         Source: Kitaev et al. 2020; Ho et al. 2019 (arXiv 1912.12180). Position p stands at the
         row-major coordinates of p, so any length up to the product of the shape has its embedding.
         """
-        shape, dims = self.config.resolved_axial_shape, self.config.resolved_axial_dims
-        init = nn.initializers.normal(_POSITION_SCALE)
-        dtype = jnp.dtype(self.config.param_dtype)
-        tables = [self.param(f"axial_{i}", init, sizes, dtype) for i, sizes in enumerate(zip(shape, dims, strict=True))]
+        shape, tables = self.config.resolved_axial_shape, self._axial_tables()
         used = (math.ceil(length / math.prod(shape[1:])), *shape[1:])
         parts = []
         for i, table in enumerate(tables):
@@ -48,14 +54,42 @@ class Embeddings(nn.Module):
             parts.append(jnp.broadcast_to(on_axis, (*used, table.shape[-1])))
         return jnp.concatenate(parts, axis=-1).reshape(-1, self.config.embed_dim)[:length]
 
+    def _axial_tables(self) -> list:
+        shape, dims = self.config.resolved_axial_shape, self.config.resolved_axial_dims
+        init, dtype = nn.initializers.normal(self.config.position_scale), jnp.dtype(self.config.param_dtype)
+        return [self.param(f"axial_{i}", init, sizes, dtype) for i, sizes in enumerate(zip(shape, dims, strict=True))]
+
+    def _axial_at(self, positions):
+        shape = self.config.resolved_axial_shape
+        parts, stride = [], math.prod(shape)
+        for size, table in zip(shape, self._axial_tables(), strict=True):
+            stride //= size
+            parts.append(jnp.take(table, positions // stride % size, axis=0, mode="clip"))
+        return jnp.concatenate(parts, axis=-1)
+
     def _learned(self, length: int):
+        return self._learned_at(jnp.arange(length))
+
+    def _learned_at(self, positions):
         shape = (self.config.max_length, self.config.embed_dim)
-        init = nn.initializers.normal(_POSITION_SCALE)
+        init = nn.initializers.normal(self.config.position_scale)
         table = self.param("position", init, shape, jnp.dtype(self.config.param_dtype))
-        return jnp.take(table, jnp.arange(length), axis=0, mode="clip")
+        return jnp.take(table, positions, axis=0, mode="clip")
 
     def _sinusoidal(self, length: int):
         """Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, sines first, then cosines."""
+        return jnp.asarray(np.concatenate(self._sines_and_cosines(np.arange(length)), axis=-1))
+
+    def _sinusoidal_at(self, positions):
+        """By the angle-sum formulas: float32 is too coarse for the angle of a late position, not for its parts'."""
+        fine_size = math.isqrt(self.config.max_length - 1) + 1
+        coarse = [jnp.asarray(x) for x in self._sines_and_cosines(np.arange(fine_size) * fine_size)]
+        fine = [jnp.asarray(x) for x in self._sines_and_cosines(np.arange(fine_size))]
+        sin_a, cos_a = (jnp.take(x, positions // fine_size, axis=0, mode="clip") for x in coarse)
+        sin_b, cos_b = (jnp.take(x, positions % fine_size, axis=0, mode="clip") for x in fine)
+        return jnp.concatenate([sin_a * cos_b + cos_a * sin_b, cos_a * cos_b - sin_a * sin_b], axis=-1)
+
+    def _sines_and_cosines(self, positions: np.ndarray) -> list[np.ndarray]:
         half = self.config.embed_dim // 2
-        angle = np.arange(length)[:, None] / 10_000 ** (np.arange(half) / half)
-        return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], axis=-1))
+        angle = positions[:, None] / 10_000 ** (np.arange(half) / half)
+        return [np.sin(angle), np.cos(angle)]

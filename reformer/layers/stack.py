@@ -1,14 +1,22 @@
 """The stack of layers: Linen creates the stacked parameters, pure functions run them."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from reformer.config import ReformerConfig
-from reformer.layers.attention import SelfAttention, attention_residual
+from reformer.layers.attention import SelfAttention
+from reformer.layers.attention_residual import AttentionResidual, attention_residual
 from reformer.layers.feed_forward import FeedForward, feed_forward_residual
+from reformer.ops.plan import Arrays, Context, Plan
 from reformer.ops.reversible import Residual, reversible_scan_blocks, scan_blocks
+
+Observer = Callable[[int, Arrays, Plan, Context], Any]  # the first is the number of the layer within the pattern
 
 
 class Layer(nn.Module):
@@ -72,13 +80,51 @@ def run_stack(config: ReformerConfig, params, x: Float[Array, "batch length embe
     Returns:
       Both streams.
     """
-    in_order = tuple(
-        params[f"layer_{i}"][part]
-        for i in range(len(config.attention_pattern))
-        for part in ("attention", "feed_forward")
-    )
     scan = reversible_scan_blocks if config.reversible else scan_blocks
-    return scan(residual_functions(config), in_order, x, x, (), fixed)
+    return scan(residual_functions(config), _in_order(config, params), x, x, (), fixed)
+
+
+def observe_stack(
+    config: ReformerConfig,
+    params,
+    x: Float[Array, "batch length embed"],
+    fixed,
+    observe: Observer,
+):
+    """Runs all blocks forward and looks into the attention of every layer.
+
+    Args:
+      config: the model's.
+      params: as in `run_stack`.
+      x: as in `run_stack`.
+      fixed: as in `run_stack`.
+      observe: (number of the layer within the pattern, projections, plan, context) -> pytree of arrays.
+
+    Returns:
+      Both streams, and for every layer of the pattern what `observe` returned, stacked over blocks.
+    """
+    pattern = config.attention_pattern
+    feed_forward = feed_forward_residual(config)
+
+    def run_block(streams, block):
+        params, fixed = block
+        x1, x2 = streams
+        seen = []
+        for i, kind in enumerate(pattern):
+            attention = AttentionResidual(config, kind)
+            value, saw = attention.apply_and_observe(partial(observe, i), params[2 * i], x2, fixed[2 * i])
+            x1, x2 = x2, x1 + value
+            x1, x2 = x2, x1 + feed_forward.apply(params[2 * i + 1], x2, (), fixed[2 * i + 1], None)[0]
+            seen.append(saw)
+        return (x1, x2), tuple(seen)
+
+    return jax.lax.scan(run_block, (x, x), (_in_order(config, params), fixed))
+
+
+def _in_order(config: ReformerConfig, params) -> tuple:
+    """The parameters of the residual functions of a block, stacked over blocks."""
+    layers = [params[f"layer_{i}"] for i in range(len(config.attention_pattern))]
+    return tuple(layer[part] for layer in layers for part in ("attention", "feed_forward"))
 
 
 def stack_over_blocks(x: jax.Array | None, num_blocks: int):

@@ -49,6 +49,33 @@ def chunked_cross_entropy(
     return _sum_chunks(lambda chunk: (run(params, *chunk), ()), chunk_length, inputs, targets, weights)[0]
 
 
+def chunked_scores(
+    logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """What `chunked_cross_entropy` sums, and how often the target has the largest logit; not to be differentiated.
+
+    Args:
+      logits_fn: as in `chunked_cross_entropy`; its `fixed` is None.
+      chunk_length: as there.
+      params: as there.
+      inputs: as there.
+      targets: as there.
+      weights: as there.
+
+    Returns:
+      Sums over all targets: weight * nats, weight where the target has the largest logit, weight.
+    """
+
+    def score(chunk):
+        inputs, row, targets, weights = chunk
+        logits = logits_fn(params, inputs, row, None)
+        is_first = jnp.argmax(logits, axis=-1) == targets
+        sums = (cross_entropy(logits, targets), is_first.astype(weights.dtype), jnp.ones_like(weights))
+        return tuple(jnp.sum(x * weights) for x in sums), ()
+
+    return _sum_chunks(score, chunk_length, inputs, targets, weights)[0]
+
+
 def _chunk_loss(logits_fn, fixed, params, inputs, row, targets, weights):
     nats = cross_entropy(logits_fn(params, inputs, row, fixed), targets)
     weights = weights.astype(nats.dtype)

@@ -7,14 +7,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reformer import sharding
-from reformer.data import text
+from reformer.data import source
+from reformer.data.source import Source
 from reformer.training import settings
 from reformer.training.step import Batch
 
 
-def training_batches(config: ConfigDict, data: text.TextData) -> Iterator[dict[str, np.ndarray]]:
+def training_batches(config: ConfigDict, data: Source) -> Iterator[dict[str, np.ndarray]]:
     """Returns this process's part of the endless training batches; `get_state` and `set_state` hold the position."""
-    return text.train_iterator(
+    return source.training_batches(
         data,
         length=settings.window_length(config),
         batch_size=config.training.batch_size,
@@ -24,12 +25,14 @@ def training_batches(config: ConfigDict, data: text.TextData) -> Iterator[dict[s
     )
 
 
-def evaluation_batches(config: ConfigDict, split: np.ndarray) -> Sequence[dict[str, np.ndarray]]:
-    """Returns this process's part of the windows that cover `split`, uint8 [bytes]."""
-    return text.eval_batches(
+def evaluation_batches(config: ConfigDict, data: Source, split: str) -> Sequence[dict[str, np.ndarray]]:
+    """Returns this process's part of the examples of a split."""
+    return source.evaluation_batches(
+        data,
         split,
         length=settings.window_length(config),
         batch_size=config.evaluation.batch_size,
+        max_examples=config.evaluation.max_examples,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -13,11 +13,11 @@ from reformer.config import ReformerConfig
 from reformer.training import settings
 from reformer.training.state import TrainState, abstract, init_params
 
-METRIC = "bits_per_byte"
+METRIC = "bits"
 
 
 def _metric(metrics: dict[str, float]) -> float:
-    # A checkpoint between two evaluations has no bits per byte: it is never the best.
+    # A checkpoint between two evaluations has no loss: it is never the best.
     return metrics.get(METRIC, float("inf"))
 
 
@@ -29,7 +29,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`: the latest few and the one with the fewest bits per byte."""
+    """The checkpoints in `workdir/checkpoints`: the latest few and the one with the lowest loss."""
 
     def __init__(self, workdir: Path, keep_latest: int = 1, read_only: bool = False):
         """Opens the directory and, unless `read_only`, removes what an interrupted save left there.
@@ -79,19 +79,19 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the checkpoint with the fewest bits per byte, the latest if none was evaluated."""
+        """Step of the checkpoint with the lowest loss, the latest if none was evaluated."""
         evaluated = [step for step in self.steps if METRIC in (self._manager.metrics(step) or {})]
         return self._manager.best_step() if evaluated else self.latest
 
-    def save(self, state: TrainState, data_state: dict, meta: dict, bits_per_byte: float | None) -> None:
-        """Starts to write a checkpoint; it appears whole or not at all. The caller knows that its loss is finite."""
+    def save(self, state: TrainState, data_state: dict, meta: dict, bits: float | None) -> None:
+        """Starts to write a checkpoint, which appears whole or not at all; `bits` is its validation loss, finite."""
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(state.optimizer),
             data=ocp.args.JsonSave(data_state),
             meta=ocp.args.JsonSave(meta),
         )
-        metrics = {} if bits_per_byte is None else {METRIC: bits_per_byte}
+        metrics = {} if bits is None else {METRIC: bits}
         self._manager.save(meta["step"], args=items, metrics=metrics)
 
     def meta(self, step: int) -> dict:
@@ -152,7 +152,7 @@ def load(workdir: str | Path, step: int | str = "best") -> tuple[ReformerConfig,
 
     Args:
       workdir: The directory given to train.py.
-      step: 'best' (fewest validation bits per byte), 'latest', or the number of a kept checkpoint.
+      step: 'best' (lowest validation loss), 'latest', or the number of a kept checkpoint.
 
     Returns:
       The config and the variables of `ReformerLM(config)`, on the default device.

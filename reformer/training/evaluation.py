@@ -1,11 +1,11 @@
-"""Bits per byte over a whole split."""
+"""Loss and accuracy over a split."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.data import text
+from reformer.data.load import load
+from reformer.data.source import Source
 from reformer.model import ReformerLM
 from reformer.training import batches, checkpoint, settings, step
 
@@ -21,62 +22,84 @@ from reformer.training import batches, checkpoint, settings, step
 GROUPS = ("model", "data", "evaluation", "sharding")
 
 
+class Scores(NamedTuple):
+    """Means over the targets of a split.
+
+    Attributes:
+      bits: Cross-entropy of a target.
+      accuracy: Share of the targets that have the largest logit.
+      num_targets: Sum of the weights.
+    """
+
+    bits: float
+    accuracy: float
+    num_targets: float
+
+    def record(self, unit: str) -> dict[str, float]:
+        """Returns what is reported; `unit` is what a target is, such as 'byte'."""
+        return {f"bits_per_{unit}": self.bits, "accuracy": self.accuracy}
+
+    def describe(self, unit: str) -> str:
+        """Returns the same for people."""
+        return f"{self.bits:.4f} bits/{unit}, accuracy {self.accuracy:.2%}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Measures parameters on the windows that cover a split.
+    """Measures parameters on the examples of a split.
 
     Attributes:
       mesh: Where the parameters lie.
-      windows: Batches of this process; together their weights count every byte once.
+      batches: Of this process.
       evaluation_step: Compiled `step.evaluation_step`.
     """
 
     mesh: jax.sharding.Mesh
-    windows: Sequence[dict[str, np.ndarray]]
-    evaluation_step: Callable[..., tuple[jax.Array, jax.Array]]
+    batches: Sequence[dict[str, np.ndarray]]
+    evaluation_step: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
-    def bits_per_byte(self, params: Any, hash_seed: int) -> float:
-        """Returns the mean over the whole split, with the same rotations for every window."""
-        return self._mean_bits(self.windows, params, hash_seed)
+    def measure(self, params: Any, hash_seed: int) -> Scores:
+        """Returns the means over all examples, with the same rotations for each."""
+        return self._mean(self.batches, params, hash_seed)
 
-    def probe(self, params: Any, hash_seed: int) -> float:
-        """Returns the mean over the first batch alone: enough to see that the loss is finite."""
-        return self._mean_bits([self.windows[0]], params, hash_seed)
+    def probe(self, params: Any, hash_seed: int) -> Scores:
+        """Returns the means over the first batch alone: enough to see that the loss is finite."""
+        return self._mean([self.batches[0]], params, hash_seed)
 
-    def _mean_bits(self, windows: Iterable[dict[str, np.ndarray]], params: Any, hash_seed: int) -> float:
-        sums = np.zeros(2)
-        previous: Sequence[jax.Array | float] = (0.0, 0.0)
-        for window in windows:
-            current = self.evaluation_step(params, batches.to_mesh(window, self.mesh), hash_seed)
+    def _mean(self, some: Iterable[dict[str, np.ndarray]], params: Any, hash_seed: int) -> Scores:
+        sums = np.zeros(3)
+        previous: Sequence[jax.Array | float] = (0.0, 0.0, 0.0)
+        for batch in some:
+            current = self.evaluation_step(params, batches.to_mesh(batch, self.mesh), hash_seed)
             sums += [float(value) for value in previous]  # read while the current batch is computed
             previous = current
-        nats, weight = sums + [float(value) for value in previous]
-        return float(nats / weight / math.log(2))
+        nats, right, weight = sums + [float(value) for value in previous]
+        return Scores(float(nats / weight / math.log(2)), float(right / weight), float(weight))
 
 
 def make_evaluator(
-    config: ConfigDict, model_config: ReformerConfig, split: np.ndarray, mesh: jax.sharding.Mesh
+    config: ConfigDict, model_config: ReformerConfig, data: Source, split: str, mesh: jax.sharding.Mesh
 ) -> Evaluator:
-    """Returns an evaluator on `split`, uint8 [bytes], of parameters that `model_config` fits."""
+    """Returns an evaluator on a split of parameters that `model_config` fits."""
     evaluation_step = jax.jit(
         functools.partial(step.evaluation_step, model=ReformerLM(model_config)),
         in_shardings=(None, sharding.batch_sharding(mesh), None),
         out_shardings=jax.NamedSharding(mesh, jax.P()),
     )
-    return Evaluator(mesh, batches.evaluation_batches(config, split), evaluation_step)
+    return Evaluator(mesh, batches.evaluation_batches(config, data, split), evaluation_step)
 
 
-def measure_spread(evaluator: Evaluator, params: Any, bits_per_byte: float, config: ConfigDict) -> dict[str, Any]:
+def measure_spread(evaluator: Evaluator, params: Any, bits: float, config: ConfigDict) -> dict[str, Any]:
     """Returns how far other hash seeds differ.
 
     Args:
       evaluator: Its split is read once for each further seed.
       params: Of the model.
-      bits_per_byte: With `hash_seed`.
+      bits: With `hash_seed`.
       config: The `evaluation` group; the seeds are hash_seed, hash_seed + 1, ...
     """
     seeds = range(config.hash_seed + 1, config.hash_seed + config.num_hash_seeds)
-    values = [bits_per_byte, *(evaluator.bits_per_byte(params, seed) for seed in seeds)]
+    values = [bits, *(evaluator.measure(params, seed).bits for seed in seeds)]
     return {"num_hash_seeds": len(values), "lowest": min(values), "highest": max(values)}
 
 
@@ -90,7 +113,7 @@ class Evaluation:
     workdir: Path
     step: int
     split: str
-    array: np.ndarray
+    data: Source
     mesh: jax.sharding.Mesh
 
 
@@ -112,11 +135,11 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     check_changes(changes, settings.model_config(stored), model_config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         chosen = checkpoint.choose(checkpoints, wanted)
-    array = getattr(text.load(config.data), split)
+    data = load(config.data, settings.window_length(config))
     mesh = sharding.make_mesh(**config.sharding)
     sharding.validate(model_config, config.evaluation.batch_size, dict(mesh.shape))
-    batches.evaluation_batches(config, array)
-    return Evaluation(config, model_config, changes, workdir, chosen, split, array, mesh)
+    batches.evaluation_batches(config, data, split)
+    return Evaluation(config, model_config, changes, workdir, chosen, split, data, mesh)
 
 
 def check_changes(changes: dict[str, tuple[Any, Any]], trained: ReformerConfig, wanted: ReformerConfig) -> None:
@@ -146,10 +169,11 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         target = checkpoint.abstract_params(evaluation.model_config, evaluation.mesh)
         with checkpoint.Checkpoints(evaluation.workdir, read_only=True) as checkpoints:
             params = checkpoints.restore_params(evaluation.step, target)
-        evaluator = make_evaluator(evaluation.config, evaluation.model_config, evaluation.array, evaluation.mesh)
-        bits = evaluator.bits_per_byte(params, config.hash_seed)
-        record = {"split": evaluation.split, "step": evaluation.step, "bits_per_byte": bits}
-        record |= {"num_bytes": len(evaluation.array), "hash_seed": config.hash_seed}
+        data, split = evaluation.data, evaluation.split
+        evaluator = make_evaluator(evaluation.config, evaluation.model_config, data, split, evaluation.mesh)
+        scores = evaluator.measure(params, config.hash_seed)
+        record = {"split": split, "step": evaluation.step, **scores.record(data.unit)}
+        record |= {f"num_{data.unit}s": round(scores.num_targets), "hash_seed": config.hash_seed}
         if evaluation.model_config.num_lsh_layers:
-            record["hash_spread"] = measure_spread(evaluator, params, bits, config)
+            record["hash_spread"] = measure_spread(evaluator, params, scores.bits, config)
     return record | {"changes": {name: new for name, (_, new) in evaluation.changes.items()}}

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.data import text
+from reformer.data.load import load
+from reformer.data.source import Source
 from reformer.training import batches, evaluation, metrics, settings, state, workdir
 from reformer.training.checkpoint import Checkpoints
+from reformer.training.evaluation import Scores
 from reformer.training.programs import Programs, make_programs
 from reformer.training.progress import Progress
 
@@ -24,7 +26,7 @@ class Run:
 
     config: ConfigDict
     model_config: ReformerConfig
-    data: text.TextData
+    data: Source
     mesh: jax.sharding.Mesh
     workdir: Path
 
@@ -35,7 +37,7 @@ class Machinery:
 
     train_step: Callable[..., tuple[state.TrainState, dict[str, jax.Array]]]
     evaluator: evaluation.Evaluator
-    windows: Any  # training batches of this process, with get_state and set_state
+    batches: Any  # training batches of this process, with get_state and set_state
     checkpoints: Checkpoints
     journal: metrics.Journal
     progress: Progress
@@ -49,13 +51,14 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     """
     model_config = settings.validate(config)
     workdir.check(Path(directory), config)
-    data = text.load(config.data)
+    data = load(config.data, settings.window_length(config))
     workdir.check_data(Path(directory), data)
     mesh = sharding.make_mesh(**config.sharding)
     micro_batch_size = config.training.batch_size // config.training.accumulation_steps
     for batch_size in (micro_batch_size, config.evaluation.batch_size):
         sharding.validate(model_config, batch_size, dict(mesh.shape))
     batches.training_batches(config, data)
+    batches.evaluation_batches(config, data, "valid")
     return Run(config, model_config, data, mesh, Path(directory))
 
 
@@ -74,62 +77,64 @@ def train(run: Run) -> dict[str, Any]:
         stack.enter_context(jax.set_mesh(run.mesh))
         checkpoints = stack.enter_context(Checkpoints(run.workdir, run.config.checkpoint.keep_latest))
         programs = make_programs(run.config, run.model_config, run.mesh)
-        windows = batches.training_batches(run.config, run.data)
-        train_state = _start(checkpoints, programs, windows)
+        iterator = batches.training_batches(run.config, run.data)
+        train_state = _start(checkpoints, programs, iterator)
         first_step = int(train_state.step)
-        progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training)))
+        progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))
         journal = stack.enter_context(contextlib.closing(metrics.Journal(run.workdir, first_step)))
-        evaluator = evaluation.make_evaluator(run.config, run.model_config, run.data.valid, run.mesh)
-        machinery = Machinery(programs.train_step, evaluator, windows, checkpoints, journal, progress)
+        evaluator = evaluation.make_evaluator(run.config, run.model_config, run.data, "valid", run.mesh)
+        machinery = Machinery(programs.train_step, evaluator, iterator, checkpoints, journal, progress)
         progress.say(_introduction(run, train_state))
         return _finish(run, machinery, *_run_steps(run, machinery, train_state))
 
 
-def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) -> tuple[state.TrainState, float | None]:
-    config, bits = run.config, None
-    reader = metrics.StepReader(machinery.journal, machinery.progress, config.training.log_every_steps)
+def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) -> tuple[state.TrainState, Scores | None]:
+    config, scores = run.config, None
+    log_every_steps = config.training.log_every_steps
+    reader = metrics.StepReader(machinery.journal, machinery.progress, run.data.unit, log_every_steps)
     for number in range(int(train_state.step) + 1, config.training.num_steps + 1):
-        batch = batches.to_mesh(next(machinery.windows), run.mesh)
+        batch = batches.to_mesh(next(machinery.batches), run.mesh)
         train_state, step_metrics = machinery.train_step(train_state, batch)
         reader.push(number, step_metrics)
         is_evaluated = number == config.training.num_steps or number % config.evaluation.every_steps == 0
         if is_evaluated or number % config.checkpoint.every_steps == 0:
             reader.flush()
-            bits = _evaluate(run, machinery, train_state.params, number, is_evaluated)
+            scores = _evaluate(run, machinery, train_state.params, number, is_evaluated)
             meta = {"step": number, "data": run.data.fingerprint, "config": settings.as_json(config)}
-            machinery.checkpoints.save(train_state, machinery.windows.get_state(), meta, bits)
-    return train_state, bits
+            bits = None if scores is None else scores.bits
+            machinery.checkpoints.save(train_state, machinery.batches.get_state(), meta, bits)
+    return train_state, scores
 
 
-def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: bool) -> float | None:
-    """Returns the bits per byte if the whole split is read, else None; a loss that is not finite is an error."""
-    measure = machinery.evaluator.bits_per_byte if whole else machinery.evaluator.probe
-    bits = measure(params, run.config.evaluation.hash_seed)
-    metrics.check_finite(number, {"validation bits_per_byte": bits})
+def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: bool) -> Scores | None:
+    """Returns the scores if the whole split is read, else None; a loss that is not finite is an error."""
+    measure = machinery.evaluator.measure if whole else machinery.evaluator.probe
+    scores = measure(params, run.config.evaluation.hash_seed)
+    metrics.check_finite(number, {"validation loss": scores.bits})
     if not whole:
         return None
-    machinery.journal.write({"split": "valid", "step": number, "bits_per_byte": bits})
-    machinery.progress.say(f"step {number}: validation {bits:.4f} bits/byte")
-    return bits
+    machinery.journal.write({"split": "valid", "step": number, **scores.record(run.data.unit)})
+    machinery.progress.say(f"step {number}: validation {scores.describe(run.data.unit)}")
+    return scores
 
 
-def _finish(run: Run, machinery: Machinery, train_state: state.TrainState, bits: float | None) -> dict[str, Any]:
-    config = run.config.evaluation
-    if bits is None:  # every step was done before
-        bits = machinery.evaluator.bits_per_byte(train_state.params, config.hash_seed)
-    result = {"split": "valid", "step": int(train_state.step), "bits_per_byte": bits, "hash_seed": config.hash_seed}
+def _finish(run: Run, machinery: Machinery, train_state: state.TrainState, scores: Scores | None) -> dict[str, Any]:
+    config, unit = run.config.evaluation, run.data.unit
+    if scores is None:  # every step was done before
+        scores = machinery.evaluator.measure(train_state.params, config.hash_seed)
+    result = {"split": "valid", "step": int(train_state.step), **scores.record(unit), "hash_seed": config.hash_seed}
     if run.model_config.num_lsh_layers:
-        result["hash_spread"] = evaluation.measure_spread(machinery.evaluator, train_state.params, bits, config)
+        result["hash_spread"] = evaluation.measure_spread(machinery.evaluator, train_state.params, scores.bits, config)
     machinery.checkpoints.wait()
     return result | {"best_step": machinery.checkpoints.best}
 
 
-def _start(checkpoints: Checkpoints, programs: Programs, windows: Any) -> state.TrainState:
-    """Returns the state to continue from, and moves `windows` to its position."""
+def _start(checkpoints: Checkpoints, programs: Programs, iterator: Any) -> state.TrainState:
+    """Returns the state to continue from, and moves `iterator` to its position."""
     if checkpoints.latest is None:
         return programs.init()
     train_state, data_state = checkpoints.restore(checkpoints.latest, programs.target)
-    windows.set_state(data_state)
+    iterator.set_state(data_state)
     return train_state
 
 

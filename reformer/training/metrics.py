@@ -64,9 +64,9 @@ class Journal:
 class StepReader:
     """Reads the metrics of a step after the next one was dispatched, so that the devices never wait for the host."""
 
-    def __init__(self, journal: Journal, progress: Progress, log_every_steps: int):
+    def __init__(self, journal: Journal, progress: Progress, unit: str, log_every_steps: int):
         """Every step is shown and checked; every `log_every_steps`-th is written to the journal."""
-        self._journal, self._progress = journal, progress
+        self._journal, self._progress, self._unit = journal, progress, unit
         self._log_every_steps = log_every_steps
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_read: float | None = None
@@ -96,7 +96,7 @@ class StepReader:
         values = {name: float(value) for name, value in metrics.items()}
         check_finite(step, values)
         self._count_time(values["weight"])
-        record = step_record(step, values)
+        record = step_record(step, values, self._unit)
         if self._steps:
             record["tokens_per_second"] = round(self._tokens / self._seconds, 1)
         self._progress.update(record, self._seconds / max(self._steps, 1))
@@ -114,16 +114,17 @@ class StepReader:
         self._last_read = now
 
 
-def step_record(step: int, values: dict[str, float]) -> Record:
+def step_record(step: int, values: dict[str, float], unit: str) -> Record:
     """Returns the record of one step. It is of this step alone, so that a resumed run repeats it exactly.
 
     Args:
       step: Number of the update, from 1.
       values: The metrics of `step.train_step` as floats.
+      unit: What a target is, such as 'byte'.
     """
     loss = values["nats"] / values["weight"]
     norms = {name: values[name] for name in ("learning_rate", "gradient_norm", "update_norm")}
-    return {"split": "train", "step": step, "loss": loss, "bits_per_byte": loss / math.log(2), **norms}
+    return {"split": "train", "step": step, "loss": loss, f"bits_per_{unit}": loss / math.log(2), **norms}
 
 
 def check_finite(step: int, values: dict[str, float]) -> None:

@@ -11,10 +11,11 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """Shows the step, bits per byte, tokens per second and the time left; silent but on process 0."""
+    """Shows the step, the loss, tokens per second and the time left; silent but on process 0."""
 
-    def __init__(self, first_step: int, training: ConfigDict):
-        """Starts at `first_step`; plain lines appear once in `training.log_every_steps`."""
+    def __init__(self, first_step: int, training: ConfigDict, unit: str):
+        """Starts at `first_step`; plain lines appear once in `training.log_every_steps`; `unit` is of the loss."""
+        self._unit = unit
         self._is_shown = jax.process_index() == 0
         self._num_steps, self._every_steps = training.num_steps, training.log_every_steps
         self._bar = None
@@ -25,7 +26,7 @@ class Progress:
 
     def update(self, record: dict[str, Any], seconds_per_step: float) -> None:
         """Shows the record of a training step; `seconds_per_step` is 0 as long as it is unknown."""
-        numbers = f"{record['bits_per_byte']:.3f} bits/byte"
+        numbers = f"{record[f'bits_per_{self._unit}']:.3f} bits/{self._unit}"
         if "tokens_per_second" in record:
             numbers += f", {record['tokens_per_second']:,.0f} tokens/s"
         if self._bar:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from reformer.config import ReformerConfig
-from reformer.data import text
+from reformer.data import load
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
@@ -26,6 +26,8 @@ def _is_integer(value: Any) -> bool:
 # (rule, predicate, fields)
 FIELD_RULES = (
     ("one of adafactor, adamw", lambda value: value in ("adafactor", "adamw"), ["optimizer.name"]),
+    (f"one of {', '.join(load.MODULES)}", lambda value: value in load.MODULES, ["data.name"]),
+    ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images"]),
     ("one of rsqrt, cosine, constant", lambda value: value in ("rsqrt", "cosine", "constant"), ["optimizer.schedule"]),
     (
         "an integer of at least 1",
@@ -41,6 +43,7 @@ FIELD_RULES = (
             "checkpoint.every_steps",
             "checkpoint.keep_latest",
             "optimizer.min_factored_dim",
+            "data.num_symbols",
         ],
     ),
     (
@@ -66,7 +69,7 @@ FIELD_RULES = (
     (
         "None or a positive integer",
         lambda value: value is None or (_is_integer(value) and value > 0),
-        ["data.length"],
+        ["data.length", "evaluation.max_examples"],
     ),
 )
 
@@ -137,13 +140,12 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
         )
     if not model.causal:
         yield (
-            "config.model.causal=False would show the model the bytes it predicts. "
-            "Training and evaluation on text need causal=True."
+            "config.model.causal=False would show the model what it predicts. Training and evaluation need causal=True."
         )
-    if model.vocab_size < text.VOCAB_SIZE:
+    if model.vocab_size < load.vocab_size(config.data):
         yield (
-            f"config.model.vocab_size={model.vocab_size} is too small: bytes and the reserved ids "
-            f"need {text.VOCAB_SIZE}. Raise vocab_size."
+            f"config.model.vocab_size={model.vocab_size} is too small: config.data.name={config.data.name!r} and the "
+            f"reserved ids need {load.vocab_size(config.data)}. Raise vocab_size."
         )
     if config.data.name == "text" and not config.data.path:
         yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."

@@ -87,27 +87,26 @@ def _split_rows(rows: jax.Array, num_micro_batches: int) -> jax.Array:
 
 def _gradients(model, params, batch, rngs):
     def nats_and_weight(params):
-        return _loss(model, params, batch, rngs, deterministic=False)
+        return _apply(model, params, batch, rngs, method="loss", deterministic=False)
 
     (nats, weight), gradients = jax.value_and_grad(nats_and_weight, has_aux=True)(params)
     return gradients, nats, weight
 
 
-def _loss(model, params, batch, rngs, deterministic):
+def _apply(model, params, batch, rngs, **kwargs):
     return model.apply(
         {"params": params},
         batch["tokens"],
         batch["targets"],
         weights=batch.get("weights"),
         mask=batch.get("mask"),
-        deterministic=deterministic,
         rngs=rngs,
-        method="loss",
+        **kwargs,
     )
 
 
 def evaluation_step(
     params: Any, batch: Batch, hash_seed: int | jax.Array, *, model: nn.Module
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum of nats and the sum of weights of a batch, without dropout."""
-    return _loss(model, params, batch, {"hash": jax.random.key(hash_seed)}, deterministic=True)
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the sums of nats, of the weights of right guesses and of all weights of a batch, without dropout."""
+    return _apply(model, params, batch, {"hash": jax.random.key(hash_seed)}, method="score")

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from reformer.data import text
+from reformer.data.source import Source
 from reformer.training import settings
 from reformer.training.checkpoint import Checkpoints
 
@@ -47,8 +47,8 @@ def _is_free(name: str) -> bool:
     return name in FREE_FIELDS or name.split(".")[0] in FREE_GROUPS
 
 
-def check_data(workdir: Path, data: text.TextData) -> None:
-    """Raises a ValueError if the run in `workdir` was trained on other bytes."""
+def check_data(workdir: Path, data: Source) -> None:
+    """Raises a ValueError if the run in `workdir` was trained on other data."""
     if not (workdir / "checkpoints").is_dir():
         return
     with Checkpoints(workdir, read_only=True) as checkpoints:

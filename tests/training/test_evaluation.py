@@ -1,5 +1,6 @@
-"""Bits per byte: every byte once, and other configs only where the parameters allow."""
+"""Loss and accuracy: every target once, and other configs only where the parameters allow."""
 
+import dataclasses
 import json
 import math
 
@@ -10,24 +11,30 @@ import pytest
 
 import eval as eval_program
 from reformer import sharding
-from reformer.data import text
+from reformer.data import source, text
 from reformer.model import ReformerLM
 from reformer.training import evaluation, loop, settings
 from reformer.training.state import init_params
 
 
-def measure(config, params, split, hash_seed=0):
+def data_of(config, num_bytes):
+    """The text of the config with a validation split of its first bytes."""
+    data = text.load(config.data)
+    return dataclasses.replace(data, valid=data.valid[:num_bytes])
+
+
+def measure(config, params, data):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        evaluator = evaluation.make_evaluator(config, settings.model_config(config), split, mesh)
-        return evaluator.bits_per_byte(params, hash_seed)
+        evaluator = evaluation.make_evaluator(config, settings.model_config(config), data, "valid", mesh)
+        return evaluator.measure(params, hash_seed=0)
 
 
-def test_bits_per_byte_are_those_of_the_logits_over_all_windows(config):
+def test_scores_are_those_of_the_logits_over_all_windows(config):
     model_config = settings.model_config(config)
-    params, split = init_params(model_config, seed=0), text.load(config.data).valid[:75]
-    bits = 0.0
-    for window in text.eval_batches(split, length=32, batch_size=1):
+    params, data = init_params(model_config, seed=0), data_of(config, 75)
+    bits = right = 0.0
+    for window in source.evaluation_batches(data, "valid", length=32, batch_size=1):
         logits = ReformerLM(model_config).apply(
             {"params": params},
             jnp.asarray(window["tokens"]),
@@ -37,16 +44,17 @@ def test_bits_per_byte_are_those_of_the_logits_over_all_windows(config):
         log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
         targets = np.take_along_axis(log_probs, np.where(window["mask"], window["targets"], 0)[..., None], -1)[..., 0]
         bits -= (targets * window["weights"]).sum() / math.log(2)
-    np.testing.assert_allclose(measure(config, params, split), bits / 75, rtol=1e-5)
+        right += ((np.argmax(log_probs, -1) == window["targets"]) * window["weights"]).sum()
+    np.testing.assert_allclose(measure(config, params, data), (bits / 75, right / 75, 75), rtol=1e-5)
 
 
-def test_bits_per_byte_do_not_depend_on_the_batch_size(config):
-    params, split = init_params(settings.model_config(config), seed=0), text.load(config.data).valid[:333]
+def test_scores_do_not_depend_on_the_batch_size(config):
+    params, data = init_params(settings.model_config(config), seed=0), data_of(config, 333)
     results = []
     for batch_size in (1, 4, 16):
         config.evaluation.batch_size = batch_size
-        results.append(measure(config, params, split))
-    np.testing.assert_allclose(results, results[0], rtol=1e-5)
+        results.append(measure(config, params, data))
+    np.testing.assert_allclose(results, [results[0]] * 3, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,7 @@ def test_the_last_line_is_the_stored_result(workdir, capsys):
         "--config.model.dtype=bfloat16",
         "--split=test",
         "--checkpoint=latest",
+        "--config.evaluation.max_examples=2",
     ],
 )
 def test_what_leaves_the_parameters_as_they_are_can_be_changed(workdir, capsys, change):
@@ -98,7 +107,7 @@ def test_what_leaves_the_parameters_as_they_are_can_be_changed(workdir, capsys, 
             "--config.model.share_query_key=False",
             r"share_query_key: True -> False: the trained parameters do not allow",
         ),
-        ("--config.model.causal=False", r"causal=False would show the model the bytes it predicts"),
+        ("--config.model.causal=False", r"causal=False would show the model what it predicts"),
         ("--config.optimizer.learning_rate=1", r"this has no effect on an evaluation. Leave it out"),
         ("--checkpoint=99", r"checkpoint='99' does not exist"),
         ("--split=train2", r"invalid choice: 'train2'"),

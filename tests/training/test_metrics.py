@@ -38,7 +38,7 @@ def values(nats=8.0):
 
 def test_a_step_is_read_after_the_next_one_was_dispatched():
     journal, progress = KeptJournal(), KeptProgress()
-    reader = metrics.StepReader(journal, progress, log_every_steps=2)
+    reader = metrics.StepReader(journal, progress, "byte", log_every_steps=2)
     seen = []
     for number in range(1, 5):
         reader.push(number, values())
@@ -50,7 +50,7 @@ def test_a_step_is_read_after_the_next_one_was_dispatched():
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_range():
-    reader = metrics.StepReader(KeptJournal(), KeptProgress(), log_every_steps=10)
+    reader = metrics.StepReader(KeptJournal(), KeptProgress(), "byte", log_every_steps=10)
     reader.push(6, values())
     reader.push(7, values(float("nan")))
     with pytest.raises(FloatingPointError, match=r"nats=nan at step 7: training broke down between steps 6 and 7"):
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_range():
 
 
 def test_a_record_holds_nats_and_bits_of_one_step():
-    record = metrics.step_record(3, {name: float(value) for name, value in values().items()})
+    record = metrics.step_record(3, {name: float(value) for name, value in values().items()}, "byte")
     assert record["loss"] == 2.0
     assert record["bits_per_byte"] == 2 / math.log(2)
 
@@ -87,7 +87,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 def test_without_a_terminal_progress_is_plain_lines(capsys):
     training = base.get_config().training
     training.update(num_steps=40, log_every_steps=10)
-    progress = Progress(0, training)
+    progress = Progress(0, training, "byte")
     for step in (9, 10):
         progress.update({"step": step, "bits_per_byte": 2.5, "tokens_per_second": 1234.0}, seconds_per_step=2.0)
     progress.close()

@@ -1,0 +1,53 @@
+"""The duplication task of the paper's Table 2: 0 w 0 w, where the second w can only be known by copying.
+
+Command:  python train.py --config=configs/duplication.py:small --workdir=runs/duplication
+          python benchmarks/table2.py                              the whole table
+Hardware, time, result: see benchmarks/results/table2.md
+
+Presets: `paper` (the default: words of 511 symbols, 150,000 steps, for an accelerator), `small` (words of 63 symbols
+and chunks of 16, so that LSH really has to find its keys; minutes on a laptop CPU), `tiny` (words of 15 symbols).
+All layers have the shared query-key projection, so that every model can be evaluated under every attention:
+--config.model.attention_pattern="('full',)" or --config.model.num_hashes=8.
+Source: arXiv 2001.04451, section 5 and Table 2.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """Returns the experiment; `preset` is '', 'paper', 'small' or 'tiny'."""
+    base.check_preset(preset, ["paper", "small", "tiny"])
+    config = base.get_config()
+    config.data.update(name="duplication", num_symbols=127)
+    config.model.update(
+        vocab_size=129,
+        max_length=1024,
+        num_layers=1,
+        attention_pattern=("lsh",),
+        share_query_key=True,
+        embed_dim=256,
+        mlp_dim=256,
+        num_heads=4,
+        head_dim=64,
+        num_hashes=4,
+        lsh_chunk_length=32,
+        position_embedding="learned",
+        position_scale=1.0,  # the task is about places; at 0.25 it is not learned in ten times as many steps
+    )
+    config.optimizer.update(name="adamw", schedule="cosine", learning_rate=0.001, warmup_steps=1000, clip_norm=1.0)
+    config.training.update(num_steps=150_000, batch_size=64, log_every_steps=100)
+    config.evaluation.update(every_steps=5000, batch_size=50)
+    config.checkpoint.every_steps = 5000
+    if preset in ("small", "tiny"):
+        config.model.update(max_length=128, lsh_chunk_length=16)
+        config.optimizer.warmup_steps = 200
+        config.training.update(num_steps=4000, batch_size=32)
+        config.evaluation.update(every_steps=1000, batch_size=100)
+        config.checkpoint.every_steps = 1000
+    if preset == "tiny":
+        config.model.update(max_length=32, lsh_chunk_length=8)
+        config.training.update(num_steps=500)
+        config.evaluation.every_steps = 250
+    return config

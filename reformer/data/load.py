@@ -1,0 +1,34 @@
+"""From the `data` group of a config to the data it names."""
+
+import importlib
+from typing import Any
+
+from reformer.data.source import Source
+
+# Which module reads data of a name, and how many ids they need: those of the targets and the begin id.
+MODULES = {"stdlib": "text", "enwik8": "text", "text": "text"}
+MODULES |= {"imagenet64": "images", "images": "images", "duplication": "duplication"}
+
+
+def load(config: Any, length: int) -> Source:
+    """Reads the data.
+
+    Args:
+        config: the `data` group.
+        length: tokens of an example.
+
+    Raises:
+        ValueError: a value is impossible, or the data are missing, too few or not what they should be.
+    """
+    return _module(config.name).load(config, length)
+
+
+def vocab_size(config: Any) -> int:
+    """How many ids the data need, without reading them."""
+    return _module(config.name).vocab_size(config)
+
+
+def _module(name: str):
+    if name not in MODULES:
+        raise ValueError(f"data.name={name!r} must be one of {', '.join(MODULES)}.")
+    return importlib.import_module(f"reformer.data.{MODULES[name]}")

@@ -1,0 +1,185 @@
+"""What every kind of data offers, and the batches that are made of it.
+
+An example is a row of targets. The model predicts each target from those before it: its tokens are the targets moved
+right by one behind a begin id.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32
+
+Batch = dict[str, np.ndarray]
+
+
+class Example(NamedTuple):
+    """Targets, and the weight of each in the loss; None = 1."""
+
+    targets: Int32[np.ndarray, " length"]
+    weights: Float32[np.ndarray, " length"] | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Data to train and evaluate on.
+
+    Attributes:
+        unit: what a target is: 'byte', 'dim' (of an image) or 'symbol'.
+        begin_id: stands before the first target; the ids of targets lie below it.
+        description: one line for people.
+        fingerprint: another one means that the data were replaced.
+    """
+
+    unit: str
+    begin_id: int
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one means that the data were replaced."""
+
+    def training_examples(self, length: int, seed: int) -> grain.MapDataset:
+        """Endless examples of exactly `length` targets, at random; raises ValueError if there cannot be any."""
+
+    def num_examples(self, split: str, length: int) -> int:
+        """How many examples cover a split: 'train', 'valid' or 'test'; raises ValueError if `length` cannot be."""
+
+    def example(self, split: str, index: int, length: int) -> Example:
+        """The example number `index` of a split, of at most `length` targets."""
+
+    def baselines(self, split: str) -> dict[str, float]:
+        """Bits per unit of simpler models on a split, by name."""
+
+
+def training_batches(
+    source: Source, *, length: int, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+    """Endless batches of random examples.
+
+    Args:
+        source: the data.
+        length: tokens of an example.
+        batch_size: examples of a batch over all processes.
+        seed: the same seed gives the same batches, whatever the number of processes.
+        process_index: number of this process; it gets the rows `process_index::process_count` of each batch.
+        process_count: number of processes.
+
+    Returns:
+        Iterator of `{'tokens', 'targets'}` int32, and `weights` float32 where the source weighs its targets,
+        `[batch_size / process_count, length]`. `get_state()` is `{'next_index': batches so far}`, on any number of
+        processes; `set_state(...)` continues from there with the same batches as an unbroken run.
+
+    Raises:
+        ValueError: no example has this length, or the batch does not divide among the processes.
+    """
+    rows = _rows_per_process(batch_size, process_count)
+    # Rows are dealt out after the random choice: dealing out first would give every process the same examples.
+    examples = source.training_examples(length, seed)[process_index::process_count]
+    batches = examples.map(_ToRow(source.begin_id)).batch(rows, drop_remainder=True)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def evaluation_batches(
+    source: Source,
+    split: str,
+    *,
+    length: int,
+    batch_size: int,
+    max_examples: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Sequence[Batch]:
+    """The examples of a split, in order, each once.
+
+    Args:
+        source: the data.
+        split: 'train', 'valid' or 'test'.
+        length: tokens of an example.
+        batch_size: examples of a batch over all processes.
+        max_examples: only so many, spread evenly over the split; None = all.
+        process_index: number of this process; it gets the rows `process_index::process_count` of each batch.
+        process_count: number of processes; all get equally many batches.
+
+    Returns:
+        Sequence of `{'tokens', 'targets'}` int32, `weights` float32 and `mask` bool (True = real),
+        `[batch_size / process_count, length]`. Behind the end of an example, and in the rows that fill the last batch,
+        the weight is 0 and the mask False.
+
+    Raises:
+        ValueError: the split is empty, or the batch does not divide among the processes.
+    """
+    num_examples = source.num_examples(split, length)
+    if not num_examples:
+        raise ValueError(
+            f"The {split} split holds no {source.unit}s to evaluate on. Choose another by --split, or hold some out by "
+            "--config.data.valid_fraction or --config.data.test_fraction."
+        )
+    chosen = min(num_examples, max_examples or num_examples)
+    indices = np.arange(chosen) * num_examples // chosen
+    rows = _rows_per_process(batch_size, process_count)
+    return _EvaluationBatches(source, split, length, indices, rows, process_index, process_count)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ToRow(grain.transforms.Map):
+    begin_id: int
+
+    def map(self, example: Example) -> Batch:
+        row = {"tokens": _shift_right(example.targets, self.begin_id), "targets": example.targets}
+        return row if example.weights is None else row | {"weights": example.weights}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EvaluationBatches(Sequence):
+    source: Source
+    split: str
+    length: int
+    indices: np.ndarray
+    rows: int  # of this process, in each batch
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // (self.rows * self.process_count))
+
+    def __getitem__(self, number: int) -> Batch:  # type: ignore[override]  # no slices
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        batch_size = self.rows * self.process_count
+        own = self.indices[number * batch_size : (number + 1) * batch_size][self.process_index :: self.process_count]
+        rows = [self._row(int(index)) for index in own] + [self._filler()] * (self.rows - len(own))
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, index: int) -> Batch:
+        row = self._filler()
+        targets, weights = self.source.example(self.split, index, self.length)
+        end = len(targets)
+        row["tokens"][:end] = _shift_right(targets, self.source.begin_id)
+        row["targets"][:end] = targets
+        row["weights"][:end] = 1 if weights is None else weights
+        row["mask"][:end] = True
+        return row
+
+    def _filler(self) -> Batch:
+        ids = np.full(self.length, self.source.begin_id, np.int32)
+        nothing = np.zeros(self.length, np.float32)
+        return {"tokens": ids, "targets": ids.copy(), "weights": nothing, "mask": nothing > 0}
+
+
+def _shift_right(targets: np.ndarray, begin_id: int) -> np.ndarray:
+    return np.concatenate([np.array([begin_id], np.int32), targets[:-1]])
+
+
+def _rows_per_process(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} must be a positive multiple of the {process_count} processes. "
+            "Change --config.training.batch_size or --config.evaluation.batch_size."
+        )
+    return batch_size // process_count

@@ -1,0 +1,153 @@
+"""An attention layer as a residual function of a reversible stack."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reformer import sharding
+from reformer.config import ReformerConfig
+from reformer.layers.attention import Fixed, SelfAttention, num_buckets, plan_attention
+from reformer.ops import attention as ops
+from reformer.ops.chunking import map_chunks
+from reformer.ops.dropout import fold, rows
+from reformer.ops.plan import Arrays, Context, Order, Plan
+from reformer.ops.reversible import Residual, chunked_vjp
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionResidual:
+    """LayerNorm, projections, attention and output projection; its fixed input is a `Fixed`.
+
+    Projections are computed in chunks of `mlp_chunk_length`, in both passes. An LSH layer saves its
+    sort: a bucket that flipped between the passes would make the reverse sweep subtract another
+    function's value.
+
+    Attributes:
+      config: the model's.
+      kind: 'full', 'local' or 'lsh'.
+    """
+
+    config: ReformerConfig
+    kind: str
+
+    def apply(self, params, x, context, fixed: Fixed, order: Order | None):
+        """The value and what is saved, as `reversible.Residual` has it."""
+        del context
+        projected = self._project_all(params, x)
+        plan, attention_context = self._prepare(projected, fixed, order)
+        return self._attend_and_combine(params, x, projected, plan, attention_context, fixed), attention_context.order
+
+    def apply_and_observe(self, observe: Callable[[Arrays, Plan, Context], Any], params, x, fixed: Fixed):
+        """The value, and what `observe` makes of the projections, the plan and the context of the attention."""
+        projected = self._project_all(params, x)
+        plan, attention_context = self._prepare(projected, fixed, None)
+        value = self._attend_and_combine(params, x, projected, plan, attention_context, fixed)
+        return value, observe(projected, plan, attention_context)
+
+    def value_and_vjp(self, params, x, context, fixed: Fixed, order: Order | None, cotangent):
+        """The value and the cotangents, as `reversible.Residual` has it."""
+        chunk_length = self.config.mlp_chunk_length
+        projected = self._project_all(params, x)
+        plan, attention_context = self._prepare(projected, fixed, order)
+        of_attended = self._transpose_combine(params, x, projected, fixed, cotangent)
+        attended, of_projected = _attend_with_gradients(plan, projected, attention_context, of_attended)
+        value, of_output, _ = chunked_vjp(
+            lambda params, attended, row: self._combine(params, attended, row, x.dtype, fixed.seed),
+            params,
+            (attended, cotangent, rows(x)),
+            chunk_length,
+            in_axis=(2, 1, 1),
+            out_axis=(1, 2),
+        )
+        _, of_projections, of_x = chunked_vjp(
+            self._project, params, (x, of_projected), chunk_length, in_axis=(1, 2), out_axis=(2, 1)
+        )
+        of_params = jax.tree.map(jnp.add, of_output, of_projections)
+        return value, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
+
+    @property
+    def _layer(self) -> SelfAttention:
+        return SelfAttention(self.config, self.kind, parent=None)
+
+    def _project(self, params, x) -> Arrays:
+        return self._layer.apply({"params": params}, x, method="project")  # type: ignore[return-value]
+
+    def _combine(self, params, attended, row, dtype, seed):
+        return self._layer.apply({"params": params}, attended, dtype, row, seed, method="combine")
+
+    def _project_all(self, params, x) -> Arrays:
+        chunk_length = self.config.mlp_chunk_length
+        return map_chunks(lambda x: self._project(params, x), x, chunk_length, in_axis=1, out_axis=2)
+
+    def _prepare(self, projected: Arrays, fixed: Fixed, order: Order | None) -> tuple[Plan, Context]:
+        batch, num_heads, length, _ = projected.query.shape
+        plan = plan_attention(self.config, self.kind, length, fixed.seed is not None)
+        if order is None and self.kind == "lsh" and not plan.is_full:
+            order = _sort(self.config, projected.query, fixed)
+        seeds = None
+        if plan.rule.dropout_rate:
+            seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
+        return plan, Context(fixed.mask, order, seeds)
+
+    def _attend_and_combine(self, params, x, projected: Arrays, plan: Plan, context: Context, fixed: Fixed):
+        return map_chunks(
+            lambda pair: self._combine(params, pair[0], pair[1], x.dtype, fixed.seed),
+            (_attend(plan, projected, context), rows(x)),
+            self.config.mlp_chunk_length,
+            in_axis=(2, 1),
+            out_axis=1,
+        )
+
+    def _transpose_combine(self, params, x, projected: Arrays, fixed: Fixed, cotangent):
+        """The cotangent of what was attended: `combine` is linear, so it is known before the attention is."""
+
+        def transpose(chunk):
+            cotangent, row = chunk
+            batch, length = row.shape
+            shape = (batch, self.config.num_heads, length, self.config.head_dim)
+            like = jax.ShapeDtypeStruct(shape, projected.value.dtype)
+            combine = jax.linear_transpose(lambda y: self._combine(params, y, row, x.dtype, fixed.seed), like)
+            return combine(cotangent)[0]
+
+        return map_chunks(transpose, (cotangent, rows(x)), self.config.mlp_chunk_length, in_axis=1, out_axis=2)
+
+
+def attention_residual(config: ReformerConfig, kind: str) -> Residual:
+    """The layer as the reversible stack takes it."""
+    of_layer = AttentionResidual(config, kind)
+    return Residual(of_layer.apply, of_layer.value_and_vjp)
+
+
+_CONTEXT_SPEC = Context._make([sharding.BATCH, sharding.BATCH_HEADS, sharding.BATCH_HEADS])
+
+
+def _sort(config: ReformerConfig, query_key, fixed: Fixed) -> Order:
+    """Hashes and sorts, every head and example on its own device."""
+    factors = num_buckets(query_key.shape[2], config)
+
+    def sort(query_key, rotations, mask):
+        return ops.sort_by_hash(query_key, rotations, factors, mask, keep_buckets=config.lsh_within_bucket)
+
+    specs = (sharding.BATCH_HEADS, sharding.HEADS, sharding.BATCH)
+    return sharding.shard_map(sort, specs, sharding.BATCH_HEADS)(query_key, fixed.rotations, fixed.mask)
+
+
+def _attend(plan: Plan, projected: Arrays, context: Context):
+    run = sharding.shard_map(
+        lambda arrays, context: ops.attend(plan, arrays, context),
+        (sharding.BATCH_HEADS, _CONTEXT_SPEC),
+        sharding.BATCH_HEADS,
+    )
+    return run(projected, context)
+
+
+def _attend_with_gradients(plan: Plan, projected: Arrays, context: Context, out_gradient):
+    run = sharding.shard_map(
+        lambda arrays, context, gradient: ops.attend_with_gradients(plan, arrays, context, gradient),
+        (sharding.BATCH_HEADS, _CONTEXT_SPEC, sharding.BATCH_HEADS),
+        sharding.BATCH_HEADS,
+    )
+    return run(projected, context, out_gradient)
