@@ -95,13 +95,14 @@ def main() -> None:
     parser.add_argument("--preset", default="small", choices=["paper", "small", "tiny"])
     parser.add_argument("--workdir", type=Path, default=Path("runs/table2"))
     arguments = parser.parse_args()
+    origin = record.provenance()
     for correct_duplicates in (False, True):
         rows = []
         for attention in PAPER:
             rows.append(
                 measure_row(arguments.preset, arguments.workdir / arguments.preset, attention, correct_duplicates)
             )
-            record.append("table2", rows[-1] | record.provenance())
+            record.append("table2", rows[-1] | origin)
         print(
             f"\n{'With' if correct_duplicates else 'Without'} the correction of duplicates; in brackets the paper's:\n"
         )

@@ -43,7 +43,7 @@ def get_config(preset: str = "") -> ConfigDict:
     if preset in ("small", "tiny"):
         config.model.update(max_length=128, embed_dim=128, mlp_dim=128, head_dim=32, lsh_chunk_length=16)
         config.optimizer.update(learning_rate=0.003, warmup_steps=200)
-        config.training.update(num_steps=2000, batch_size=32)
+        config.training.update(num_steps=1000, batch_size=32)
         config.evaluation.update(every_steps=500, batch_size=100)
         config.checkpoint.every_steps = 500
     if preset == "tiny":
