@@ -129,32 +129,32 @@ _NOT_NEGATIVE = (
 _BOOLEANS = ("causal", "lsh_within_bucket", "lsh_correct_duplicates", "share_query_key", "reversible")
 _RATES = ("dropout_rate", "attention_dropout_rate", "lsh_attention_dropout_rate")
 _CHUNKS = ("mlp_chunk_length", "loss_chunk_length")
+_SCALES = ("layer_norm_epsilon", "position_scale")
 
 
 def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check_types(config: ReformerConfig) -> None:
     for name in _POSITIVE + _NOT_NEGATIVE + _CHUNKS:
-        value = getattr(config, name)
-        lowest = 0 if name in _NOT_NEGATIVE else 1
-        if value is None and name in _CHUNKS:
-            continue
-        if not _is_int(value) or value < lowest:
+        value, lowest = getattr(config, name), 0 if name in _NOT_NEGATIVE else 1
+        if not (value is None and name in _CHUNKS) and (not _is_int(value) or value < lowest):
             raise ValueError(f"{name}={value!r} must be an integer of at least {lowest}.")
     for name in _BOOLEANS:
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name}={getattr(config, name)!r} must be True or False.")
     for name in _RATES:
         value = getattr(config, name)
-        if value is None and name != "dropout_rate":
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        if not (value is None and name != "dropout_rate") and (not _is_number(value) or not 0 <= value < 1):
             raise ValueError(f"{name}={value!r} must be a number of at least 0 and below 1.")
-    for name in ("layer_norm_epsilon", "position_scale"):
+    for name in _SCALES:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        if not _is_number(value) or value <= 0:
             raise ValueError(f"{name}={value!r} must be a positive number.")
 
 

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from configs import base
+from configs import duplication as duplication_config
 from configs import enwik8 as enwik8_config
+from configs import imagenet64 as imagenet64_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
 from reformer.config import ReformerConfig
@@ -15,6 +17,8 @@ EXPERIMENTS = [
     (stdlib_config, ["", "tiny"]),
     (enwik8_config, ["", "paper", "small", "tiny", "full_attention"]),
     (text_config, ["", "small", "tiny"]),
+    (imagenet64_config, ["", "paper", "small", "tiny"]),
+    (duplication_config, ["", "paper", "small", "tiny"]),
 ]
 
 
@@ -49,3 +53,5 @@ def test_the_paper_preset_has_the_original_pattern_and_length():
     model = settings.model_config(enwik8_config.get_config("paper"))
     assert model.attention_pattern == ("local", "local", "lsh", "local")
     assert (model.num_layers, model.max_length) == (12, 65_536)
+    model = settings.model_config(imagenet64_config.get_config("paper"))
+    assert (model.attention_pattern, model.num_layers, model.max_length) == (("lsh",), 6, 12_288)

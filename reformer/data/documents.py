@@ -72,6 +72,15 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
     return path, split_contiguously(data, str(root), valid_fraction, test_fraction)
 
 
+def check_fractions(valid_fraction: float, test_fraction: float) -> None:
+    """Raises a ValueError unless something is held out for validation and something is left to train on."""
+    if not (0 < valid_fraction < 1 and 0 <= test_fraction < 1 and valid_fraction + test_fraction < 1):
+        raise ValueError(
+            f"data.valid_fraction={valid_fraction} must be above 0, data.test_fraction={test_fraction} at least 0, and "
+            "their sum below 1."
+        )
+
+
 def split_contiguously(data: np.ndarray, name: str, valid_fraction: float, test_fraction: float) -> Splits:
     """Cuts bytes into train, valid and test, in this order; each that is wanted gets at least one byte."""
     num_valid, num_test = (max(1, round(part * len(data))) if part else 0 for part in (valid_fraction, test_fraction))

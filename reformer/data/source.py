@@ -117,8 +117,8 @@ def evaluation_batches(
     num_examples = source.num_examples(split, length)
     if not num_examples:
         raise ValueError(
-            f"The {split} split holds no {source.unit}s to evaluate on. Choose another by --split, or hold some out by "
-            "--config.data.valid_fraction or --config.data.test_fraction."
+            f"The {split} split holds no {source.unit}s to evaluate on. Choose another by --split, or hold some "
+            "out: --config.data.valid_fraction and --config.data.test_fraction do so for files and folders."
         )
     chosen = min(num_examples, max_examples or num_examples)
     indices = np.arange(chosen) * num_examples // chosen

@@ -107,11 +107,7 @@ def load(config: Any, length: int | None = None) -> TextData:
     """
     del length
     path, fractions = config.path or "", (config.valid_fraction, config.test_fraction)
-    if not (0 < fractions[0] < 1 and 0 <= fractions[1] < 1 and sum(fractions) < 1):
-        raise ValueError(
-            f"data.valid_fraction={fractions[0]} must be above 0, data.test_fraction={fractions[1]} at least 0, and "
-            "their sum below 1."
-        )
+    documents.check_fractions(*fractions)
     if config.name == "enwik8":
         cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
         source, splits = read_enwik8(path, cache_dir)

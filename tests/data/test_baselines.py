@@ -85,3 +85,39 @@ def test_empty_split_is_refused():
         baselines.order_n_bits_per_byte(_bytes(b"a"), _bytes(b""), 1)
     with pytest.raises(ValueError, match="valid holds 0 bytes"):
         baselines.gzip_bits_per_byte(_bytes(b""))
+
+
+def _image(*channels):
+    return np.stack([np.array(channel, np.uint8) for channel in channels], axis=-1)
+
+
+def test_left_neighbour_model_equals_hand_computed_counts():
+    train = _image([[5, 5], [5, 7]], [[1, 1], [1, 1]], [[9, 8], [9, 8]])
+    valid = _image([[5, 7], [5, 5]], [[1, 2], [3, 1]], [[9, 8], [9, 8]])
+    # Red: 5 comes three times and 7 once, two kinds; right of 5 come 5 and 7, once each.
+    five, seven = (3 + 2 / 256) / 6, (1 + 2 / 256) / 6
+    bits = 2 * -math.log2(five) - math.log2((1 + 2 * five) / 4) - math.log2((1 + 2 * seven) / 4)
+    # Green: only 1, right of 1 only 1; nothing is known of what follows 3.
+    one, two, three = (4 + 1 / 256) / 5, (1 / 256) / 5, (1 / 256) / 5
+    bits -= math.log2(one) + math.log2((0 + two) / 3) + math.log2(three) + math.log2(one)
+    # Blue: 9 and 8 twice each, right of 9 always 8.
+    eight = nine = (2 + 2 / 256) / 6
+    bits -= 2 * math.log2(nine) + 2 * math.log2((2 + eight) / 3)
+    assert baselines.left_neighbour_bits_per_dim([train], [valid]) == pytest.approx(bits / 12, rel=1e-12)
+
+
+def test_left_neighbours_are_counted_over_all_images_and_stacks(monkeypatch):
+    train = np.random.default_rng(0).integers(0, 4, (10, 4, 4, 3), np.uint8)
+    valid = np.random.default_rng(1).integers(0, 4, (5, 4, 4, 3), np.uint8)
+    whole = baselines.left_neighbour_bits_per_dim(train, iter(valid))
+    monkeypatch.setattr(baselines, "_IMAGES", 3)
+    assert baselines.left_neighbour_bits_per_dim(iter(train), valid) == whole
+    one_by_one = [baselines.left_neighbour_bits_per_dim(train, [image]) for image in valid]
+    assert whole == pytest.approx(np.mean(one_by_one), rel=1e-12)
+
+
+def test_no_images_to_count_cost_eight_bits_and_none_to_score_are_refused():
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    assert baselines.left_neighbour_bits_per_dim([], images) == 8
+    with pytest.raises(ValueError, match=r"valid holds 0 images.*--config\.data\.valid_fraction"):
+        baselines.left_neighbour_bits_per_dim(images, [])
