@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from reformer import decoding
 from reformer.data import text
@@ -40,10 +39,9 @@ def print_sample(run: loop.Run) -> None:
     """Prints some text that the best checkpoint writes."""
     config, variables = checkpoint.load(run.workdir)
     num_tokens = min(200, config.max_length - 1)
-    tokens = decoding.sample(
-        config, variables, np.array([text.BEGIN_ID]), num_tokens, temperature=0.8, rng=jax.random.key(0)
-    )
-    print(f"a sample:\n{text.decode(np.asarray(tokens)).decode(errors='replace')}")
+    sampling = decoding.Sampling(num_ids=256, temperature=0.8)
+    tokens = decoding.sample(config, variables, [[text.BEGIN_ID]], num_tokens, sampling=sampling, rng=jax.random.key(0))
+    print(f"a sample:\n{text.decode(tokens[0]).decode(errors='replace')}")
 
 
 def main(arguments: list[str]) -> None:

@@ -20,7 +20,21 @@ from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Not the config: it checks the types of its own fields, with messages for users.
-CHECKED = ["reformer." + part for part in ("data", "decoding", "interop", "layers", "model", "ops", "training")]
+CHECKED = [
+    "reformer." + part
+    for part in (
+        "data",
+        "decoding",
+        "generation",
+        "inspection",
+        "interop",
+        "layers",
+        "model",
+        "ops",
+        "painting",
+        "training",
+    )
+]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 flags.FLAGS.mark_as_parsed()
 

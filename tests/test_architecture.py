@@ -25,6 +25,9 @@ ALLOWED = {
     "data": LEAVES,
     "training": LEAVES | {"ops", "layers", "model", "data"},
     "interop": LEAVES | {"ops", "layers", "model"},
+    "generation": LEAVES | {"decoding", "data", "training"},
+    "painting": {"data", "generation"},
+    "inspection": LEAVES | {"ops", "layers", "model", "data", "training"},
 }
 ALLOWED["__init__"] = set(ALLOWED)
 FORBIDDEN_IN_OPS = {"flax", "optax", "orbax", "grain", "absl", "ml_collections", "logging", "os", "pathlib"}
