@@ -8,7 +8,6 @@ Command: python benchmarks/long_step.py --length 524288
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import time
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks import record
 from reformer import ReformerConfig, ReformerLM
 
 
@@ -79,18 +79,15 @@ def main() -> None:
     parser.add_argument("--dropout_rate", type=float, default=0.05)
     parser.add_argument("--num_steps", type=int, default=1)
     arguments = parser.parse_args()
+    origin = record.provenance()
     result = {
         "length": arguments.length,
         "dropout_rate": arguments.dropout_rate,
         **measure(make_config(arguments.length, arguments.dropout_rate), arguments.num_steps),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
+        **origin,
     }
-    line = json.dumps(result)
-    with (Path(__file__).parent / "results" / "long_step.jsonl").open("a") as file:
-        file.write(line + "\n")
-    print(line)
+    record.append("long_step", result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,66 +1,265 @@
-"""Sampling from a language model."""
+"""Cached decoding: what a causal language model writes after a prompt, token by token.
 
-import functools
-from typing import Any
+The prompts go through the model once; every layer keeps what it needs of them (`ops.cache`). From then on a token costs
+one pass of a single token, whose time does not depend on what came before it unless there are full attention layers.
+
+Full and local attention compute exactly what the whole forward pass computes. LSH attention cannot: there, tokens that
+come later move the sort. The number of buckets is that of `max_length`, and the rotations are the same, for prompt and
+continuation.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reformer.config import ReformerConfig
+from reformer.layers import cached
+from reformer.layers.attention import num_buckets
+from reformer.layers.embeddings import Embeddings
 from reformer.model import ReformerLM
+from reformer.ops import cache as cache_ops
+from reformer.ops import hashing
+from reformer.ops.cache import Cache
+from reformer.ops.sampling import draw
+
+Rotations = Float[Array, "layers heads head_dim rounds columns"] | None  # of all LSH layers, in depth order
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from its logits; the parts apply in this order.
+
+    Attributes:
+      num_ids: only the ids below it are drawn, such as the 256 bytes and no reserved id; None = all.
+      temperature: the logits are divided by it; 0 takes the most likely id.
+      top_k: draw from the so many most likely ids.
+      top_p: draw from the fewest most likely ids whose probabilities sum to it.
+      stop_id: a row ends with it.
+    """
+
+    num_ids: int | None = None
+    temperature: float | int = 1.0
+    top_k: int | None = None
+    top_p: float | int | None = None
+    stop_id: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be at least 0, and finite; 0 takes the most likely.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1, or None.")
+        for name in ("num_ids", "top_k"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or None.")
+
+
+class State(NamedTuple):
+    """Where decoding stands.
+
+    Attributes:
+      caches: for every layer of `attention_pattern` those of all blocks, stacked.
+      position: of the next token.
+      logits: of the next token.
+      stopped: the rows that have drawn the stop id.
+    """
+
+    caches: tuple[Cache, ...]
+    position: Int[Array, " batch"]
+    logits: Float[Array, "batch vocab"]
+    stopped: Bool[Array, " batch"]
+
+
+def generate(
+    config: ReformerConfig,
+    variables: Any,
+    prompts: Sequence[Any],
+    num_tokens: int,
+    *,
+    sampling: Sampling = Sampling(),
+    rng: PRNGKeyArray,
+    tokens_at_once: int = 16,
+) -> Iterator[Int[np.ndarray, "batch tokens"]]:
+    """Continues prompts and yields the new tokens as they come.
+
+    The same `rng` gives the same tokens, whatever `tokens_at_once` is. The logits of a row do not depend on the other
+    rows (to rounding), so its most likely tokens do not either; a drawn token depends on the row's number too.
+
+    Args:
+      config: the model's.
+      variables: the model's.
+      prompts: ids of every row, at least one, such as the begin id; lengths may differ.
+      num_tokens: to be drawn for every row, at most.
+      sampling: how to draw.
+      rng: of the draws and of the LSH rotations.
+      tokens_at_once: how many tokens a compiled loop draws before they are yielded.
+
+    Returns:
+      An iterator of new ids, up to `tokens_at_once` per row at a time. A row that has ended repeats the stop id; when
+      all rows have, so has the iterator.
+
+    Raises:
+      ValueError: an empty prompt or none, an id that does not exist, tokens beyond `max_length`, a model that is not
+        causal, or numbers below 1.
+    """
+    check(config, prompts, num_tokens, sampling)
+    if tokens_at_once < 1:
+        raise ValueError(f"tokens_at_once={tokens_at_once} must be at least 1.")
+    return _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_once)
 
 
 def sample(
     config: ReformerConfig,
     variables: Any,
-    prompt: Int[np.ndarray | Array, " prompt"],
+    prompts: Sequence[Any],
     num_tokens: int,
     *,
-    temperature: float = 1.0,
-    rng: jax.Array,
-) -> Int[Array, " tokens"]:
-    """Returns `num_tokens` token ids that continue a prompt, one after the other.
+    sampling: Sampling = Sampling(),
+    rng: PRNGKeyArray,
+) -> Int[np.ndarray, "batch tokens"]:
+    """Continues prompts and returns all new tokens at once; arguments and errors as in `generate`."""
+    chunks = generate(config, variables, prompts, num_tokens, sampling=sampling, rng=rng)
+    return np.concatenate(list(chunks), axis=1)
 
-    Nothing is cached: each token costs a pass over prompt and continuation.
+
+def check(config: ReformerConfig, prompts: Sequence[Any], num_tokens: int, sampling: Sampling = Sampling()) -> None:
+    """Raises ValueError, as `generate` does, where a model cannot continue prompts; arguments as there."""
+    if not config.causal:
+        raise ValueError("causal=False has no next token. Decode with a model of causal=True.")
+    if not len(prompts):
+        raise ValueError("prompts=[] must hold at least one prompt. Pass a list of arrays of ids.")
+    for i, prompt in enumerate(map(np.asarray, prompts)):
+        if prompt.ndim != 1 or not len(prompt) or not np.issubdtype(prompt.dtype, np.integer):
+            raise ValueError(f"prompts[{i}] must be a row of at least one integer id, such as the begin id.")
+        if prompt.min() < 0 or prompt.max() >= config.vocab_size:
+            raise ValueError(f"prompts[{i}] has an id that is not from 0 to vocab_size - 1 = {config.vocab_size - 1}.")
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens} must be at least 1.")
+    longest = max(map(len, prompts))
+    if longest + num_tokens - 1 > config.max_length:  # the last token is drawn, but the model does not see it
+        raise ValueError(
+            f"A prompt of {longest} tokens and num_tokens={num_tokens} exceed max_length={config.max_length} by more "
+            "than the last token. Shorten one of them."
+        )
+    if sampling.stop_id is not None and not 0 <= sampling.stop_id < (sampling.num_ids or config.vocab_size):
+        raise ValueError(f"stop_id={sampling.stop_id} is never drawn. Choose one of the ids, or None.")
+
+
+def _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_once):
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    tokens = np.zeros((len(prompts), lengths.max()), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    hash_rng, draw_rng = jax.random.split(rng)
+    rotations = draw_rotations(config, hash_rng)
+    state = prefill(config, variables, tokens, lengths, rotations, capacity=int(lengths.max()) + num_tokens)
+    for first in range(0, num_tokens, tokens_at_once):
+        count = min(tokens_at_once, num_tokens - first)
+        drawn, state = _draw_some(config, sampling, tokens_at_once, variables, rotations, state, draw_rng, first, count)
+        drawn = np.asarray(drawn)[:, :count]
+        ended = (drawn == sampling.stop_id).all(axis=0)
+        if ended.any():
+            yield drawn[:, : ended.argmax() + 1]
+            return
+        yield drawn
+
+
+def draw_rotations(config: ReformerConfig, rng: PRNGKeyArray) -> Rotations:
+    """Draws the rotations of all LSH layers for decoding; None where there are none."""
+    if not config.num_lsh_layers:
+        return None
+    dtype = jnp.promote_types(jnp.float32, config.dtype)
+    factors, num_layers = num_buckets(config.max_length, config), config.num_lsh_layers
+    drawn = hashing.draw_rotations(
+        rng, num_layers * config.num_heads, config.head_dim, config.num_hashes, factors, dtype
+    )
+    return drawn.reshape(num_layers, config.num_heads, *drawn.shape[1:])
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="capacity")
+def prefill(
+    config: ReformerConfig,
+    variables: Any,
+    tokens: Int[Array, "batch length"],
+    lengths: Int[Array, " batch"],
+    rotations: Rotations,
+    *,
+    capacity: int,
+) -> State:
+    """Runs the model over whole prompts at once and keeps what the next tokens need.
 
     Args:
-      config: Of the model.
-      variables: Of the model.
-      prompt: Token ids, at least one, such as the begin id.
-      num_tokens: To be drawn.
-      temperature: The logits are divided by it; 0 takes the most likely token.
-      rng: Of the draws and of the LSH rotations.
-
-    Raises:
-      ValueError: If there is no prompt, or prompt and continuation are longer than `max_length`.
+      config: the model's.
+      variables: the model's.
+      tokens: the prompts, padded on the right.
+      lengths: real tokens of every row, at least 1.
+      rotations: from `draw_rotations`.
+      capacity: tokens that prompt and continuation will have at most.
     """
-    length = len(prompt) + num_tokens
-    if not 1 <= len(prompt) < length <= config.max_length:
-        raise ValueError(
-            f"len(prompt)={len(prompt)} and num_tokens={num_tokens} must be at least 1 and together at most "
-            f"max_length={config.max_length}."
-        )
-    tokens = jnp.zeros((1, length), jnp.int32).at[0, : len(prompt)].set(jnp.asarray(prompt))
-    filled = _fill(config, variables, tokens, len(prompt), temperature, rng)
-    return filled[0, len(prompt) :]
+    config = dataclasses.replace(config, num_buckets=num_buckets(config.max_length, config))
+    plans = [cached.plan_cache(config, kind, capacity) for kind in config.attention_pattern]
 
+    def look(i, arrays, plan, context):
+        del i, plan, context
+        return arrays if arrays.key is None else arrays._replace(query=arrays.key)
 
-@functools.partial(jax.jit, static_argnums=(0,))
-def _fill(config, variables, tokens, start, temperature, rng):
-    hash_rng, draw_rng = jax.random.split(rng)
     model = ReformerLM(config)
+    mask = jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    per_layer = None if rotations is None else list(rotations)
+    streams, seen = model.apply(variables, tokens, look, mask=mask, rotations=per_layer, method="observe")
+    caches = []
+    for plan, arrays, of_layer in zip(plans, seen, _by_layer(config, rotations), strict=True):
+        fill = partial(cache_ops.fill, plan)
+        caches.append(jax.lax.map(lambda block, fill=fill: fill(block[0], lengths, block[1]), (arrays, of_layer)))
+    last = jax.tree.map(lambda x: jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1), streams)
+    logits: Any = model.apply(variables, last, method="logits")
+    return State(tuple(caches), lengths, logits[:, 0], jnp.zeros(len(lengths), bool))
 
-    def fill_one(position, tokens):
-        # Without the mask, LSH attention would sort the places that are still empty among the others.
-        mask = jnp.arange(tokens.shape[1])[None] < position
-        logits = model.apply(variables, tokens, mask=mask, rngs={"hash": hash_rng})[0, position - 1]
-        return tokens.at[0, position].set(_draw(logits, temperature, jax.random.fold_in(draw_rng, position)))
 
-    return jax.lax.fori_loop(start, tokens.shape[1], fill_one, tokens)
+def advance(
+    config: ReformerConfig, variables: Any, rotations: Rotations, state: State, tokens: Int[Array, " batch"]
+) -> State:
+    """Feeds the next token of every row; the state then holds the logits of the one after it."""
+    params, positions = variables["params"], state.position[:, None]
+    x: Any = Embeddings(config, parent=None).apply({"params": params["embeddings"]}, tokens[:, None], positions)
+    of_layers = _by_layer(config, rotations)
+    streams, caches = cached.run_stack_once(config, params["stack"], x, state.position, state.caches, of_layers)
+    logits: Any = ReformerLM(config).apply(variables, streams, method="logits")
+    return State(caches, state.position + 1, logits[:, 0], state.stopped)
 
 
-def _draw(logits, temperature, rng):
-    drawn = jax.random.categorical(rng, logits / jnp.maximum(temperature, 1e-6))
-    return jnp.where(temperature == 0, jnp.argmax(logits), drawn).astype(jnp.int32)
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="state")
+def _draw_some(config, sampling, tokens_at_once, variables, rotations, state, rng, first, count):
+    """Draws `count` tokens per row, number `first` and so on, into an array [batch, tokens_at_once]."""
+
+    def draw_one(i, carry):
+        drawn, state = carry
+        tokens = draw(
+            state.logits,
+            jax.random.fold_in(rng, first + i),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            num_ids=sampling.num_ids,
+        )
+        if sampling.stop_id is not None:
+            tokens = jnp.where(state.stopped, sampling.stop_id, tokens)
+            state = state._replace(stopped=state.stopped | (tokens == sampling.stop_id))
+        return drawn.at[:, i].set(tokens), advance(config, variables, rotations, state, tokens)
+
+    drawn = jnp.zeros((len(state.position), tokens_at_once), jnp.int32)
+    return jax.lax.fori_loop(0, count, draw_one, (drawn, state))
+
+
+def _by_layer(config: ReformerConfig, rotations: Rotations) -> tuple:
+    """For every layer of the pattern the rotations of all blocks, or None."""
+    of_lsh = iter(range(config.attention_pattern.count("lsh")))
+    return tuple(
+        rotations[next(of_lsh) :: config.attention_pattern.count("lsh")] if kind == "lsh" else None
+        for kind in config.attention_pattern
+    )

@@ -1,0 +1,132 @@
+"""Writes text or paints pictures: python generate.py --workdir=DIR --prompt="text" --num_tokens=500."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+from configs import base
+from reformer import generation, painting
+from reformer.data import images, load
+from reformer.decoding import Sampling
+from reformer.training import command_line, settings
+
+
+def parser() -> command_line.Parser:
+    """Returns the parser of the command line."""
+    result = command_line.Parser("Writes text or paints pictures with a trained Reformer.")
+    result.add_argument("--workdir", required=True, type=Path, help="directory that was given to train.py")
+    result.add_argument("--checkpoint", default="best", help="best, latest or a step")
+    result.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
+    result.add_argument("--prompt_file", type=Path, help="file whose text to continue")
+    result.add_argument("--complete", type=int, default=0, help="paint the lower half of so many validation images")
+    result.add_argument(
+        "--num_tokens",
+        type=int,
+        help="default: 500, as far as the model reaches, or what an image needs",
+    )
+    result.add_argument("--temperature", type=float, default=1.0, help="0 = always the most likely token")
+    result.add_argument("--top_k", type=int, help="draw from the so many most likely tokens")
+    result.add_argument("--top_p", type=float, help="draw from the most likely tokens that sum to this probability")
+    result.add_argument("--stop", help="a character that ends a text")
+    result.add_argument("--batch", type=int, default=1, help="continuations of each prompt")
+    result.add_argument("--seed", type=int, default=0, help="the same seed gives the same output")
+    result.add_argument("--out", type=Path, help="file for the text, or for the pictures (default: DIR/samples.png)")
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the command line asks for, checked."""
+
+    generation: generation.Generation
+    given: np.ndarray  # images to complete, as tokens [count, length]
+    out: Path | None
+    batch: int
+
+
+def parse(arguments: list[str]) -> Job:
+    """Returns the job that the command line describes."""
+    known, overrides = parser().parse_known_args(arguments)
+    if known.batch < 1 or known.complete < 0:
+        raise ValueError(f"--batch={known.batch} must be at least 1 and --complete={known.complete} at least 0.")
+    config = command_line.override(settings.update(base.get_config(), settings.read(known.workdir)), overrides)
+    kind = load.MODULES.get(config.data.name)
+    given = np.zeros((0, 0), np.int32)
+    if kind == "images":
+        prompts, num_tokens, given = _image_prompts(known, config)
+    elif kind == "text":
+        prompts = _text_prompts(known)
+        num_tokens = max(1, min(500, config.model.max_length + 1 - max(map(len, prompts))))
+    else:
+        raise ValueError(f"data.name={config.data.name!r} is neither text nor images. Use a run on one of these.")
+    sampling = Sampling(None, known.temperature, known.top_k, known.top_p, generation.stop_id(known.stop))
+    num_tokens = num_tokens if known.num_tokens is None else known.num_tokens
+    made = generation.prepare(config, known.workdir, known.checkpoint, prompts, num_tokens, sampling, known.seed)
+    out = known.out or (known.workdir / "samples.png" if kind == "images" else None)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ValueError(f"--out={out}: there is no folder {out.parent}. Create it or name another file.")
+    return Job(made, given, out, known.batch)
+
+
+def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
+    if known.complete:
+        raise ValueError("--complete is for runs on images. Continue a text with --prompt or --prompt_file.")
+    contents = [prompt.encode() for prompt in known.prompt]
+    if known.prompt_file is not None:
+        contents.append(known.prompt_file.read_bytes())
+    return [generation.text_prompt(content) for content in contents or [b""] for _ in range(known.batch)]
+
+
+def _image_prompts(known: argparse.Namespace, config) -> tuple[list[np.ndarray], int, np.ndarray]:
+    if known.prompt or known.prompt_file or known.stop:
+        raise ValueError("--prompt, --prompt_file and --stop are for runs on text. Give images with --complete=COUNT.")
+    length = settings.window_length(config)
+    given = np.zeros((0, length), np.int32)
+    if known.complete:
+        given = painting.given_images(load.load(config.data, length), known.complete, length)
+    prompts = painting.make_prompts(images.BEGIN_ID, given, known.batch)
+    return prompts, length - len(prompts[0]) + 1, given
+
+
+def write(job: Job) -> None:
+    """Writes text to the terminal and, if asked, to the file."""
+    rows = generation.write_text(job.generation)
+    if job.out is not None:
+        job.out.write_text("\n".join(rows) + "\n")
+
+
+def paint(job: Job) -> None:
+    """Paints pictures into the file."""
+    with Progress() as bar:
+        task = bar.add_task("painting", total=job.generation.num_tokens)
+        length = job.given.shape[1]
+        pictures = painting.paint(job.generation, length, lambda done: bar.update(task, completed=done))
+    num_columns = math.ceil(math.sqrt(len(pictures)))
+    if len(job.given):
+        pictures, num_columns = painting.beside_given(pictures, job.given)
+    Image.fromarray(painting.grid(pictures, num_columns)).save(job.out, format="png")
+
+
+def main(arguments: list[str]) -> None:
+    """Generates, and prints one JSON object as the last line."""
+    with command_line.user_errors(ValueError, OSError):
+        job = parse(arguments)
+    started = time.monotonic()
+    with command_line.user_errors(OSError):
+        (paint if job.given.shape[1] else write)(job)
+    made = job.generation
+    record = {"step": made.step, "samples": len(made.prompts), "num_tokens": made.num_tokens, "seed": made.seed}
+    record |= {"seconds": round(time.monotonic() - started, 1), "out": str(job.out or "")}
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

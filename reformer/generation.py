@@ -1,0 +1,121 @@
+"""What a trained model writes: from a workdir and prompts to new tokens, and to text on the terminal."""
+
+import codecs
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from reformer import decoding
+from reformer.config import ReformerConfig
+from reformer.data import text
+from reformer.training import checkpoint, evaluation, settings
+
+NUM_VALUES = 256  # bytes, or values of a colour: the ids above are reserved and never written
+Prompt = Int[np.ndarray, " prompt"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A checkpoint and prompts, with everything checked that a user can get wrong."""
+
+    model_config: ReformerConfig
+    workdir: Path
+    step: int
+    prompts: list[np.ndarray]
+    num_tokens: int
+    sampling: decoding.Sampling
+    seed: int
+
+    def tokens(self) -> Iterator[Int[np.ndarray, "batch tokens"]]:
+        """Yields the new tokens of every prompt as they come.
+
+        Raises:
+          OSError: If the checkpoint is damaged.
+        """
+        _, variables = checkpoint.load(self.workdir, self.step)
+        rng = jax.random.key(self.seed)
+        yield from decoding.generate(
+            self.model_config, variables, self.prompts, self.num_tokens, sampling=self.sampling, rng=rng
+        )
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: Path,
+    wanted: str,
+    prompts: Sequence[np.ndarray],
+    num_tokens: int,
+    sampling: decoding.Sampling,
+    seed: int,
+) -> Generation:
+    """Checks a config against the stored one and the prompts against both.
+
+    Args:
+      config: The stored config with overrides.
+      workdir: Of the training run.
+      wanted: The checkpoint: 'best', 'latest' or a step.
+      prompts: Token ids of each; lengths may differ.
+      num_tokens: To be written after each, at most.
+      sampling: How they are drawn.
+      seed: Of the draws and of the LSH rotations.
+
+    Raises:
+      ValueError: If something is wrong; the message says what, and how to repair it.
+    """
+    model_config = settings.validate(config)
+    stored = settings.read(workdir)
+    evaluation.check_changes(settings.differences(stored, config), settings.model_config(stored), model_config)
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoint.choose(checkpoints, wanted)
+    sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)
+    decoding.check(model_config, prompts, num_tokens, sampling)
+    return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed)
+
+
+def text_prompt(prompt: bytes) -> Prompt:
+    """Returns the ids of a text behind the begin id, as windows begin in training."""
+    return np.concatenate([[text.BEGIN_ID], text.encode(prompt)]).astype(np.int32)
+
+
+def stop_id(character: str | None) -> int | None:
+    """Returns the id of the byte that ends a text.
+
+    Raises:
+      ValueError: If it is not one byte.
+    """
+    if character is not None and len(character.encode()) != 1:
+        raise ValueError(f"--stop={character!r} must be one character of one byte.")
+    return None if character is None else character.encode()[0]
+
+
+def write_text(generation: Generation) -> list[str]:
+    """Writes the first row to the terminal as it comes, and the others when all are done.
+
+    Returns:
+      Prompt and continuation of every row.
+    """
+    decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in generation.prompts]
+    rows = [decoder.decode(text.decode(ids)) for decoder, ids in zip(decoders, generation.prompts, strict=True)]
+    print(rows[0], end="", flush=True)
+    stopped = np.zeros(len(rows), bool)
+    for new in generation.tokens():
+        for i, decoder in enumerate(decoders):
+            part = "" if stopped[i] else decoder.decode(text.decode(_until(new[i], generation.sampling.stop_id)))
+            rows[i] += part
+            print(part if i == 0 else "", end="", flush=True)
+        stopped |= (new == generation.sampling.stop_id).any(axis=1)
+    for i, row in enumerate(rows[1:], start=2):
+        print(f"\n--- {i} ---\n{row}", end="")
+    print(flush=True)
+    return rows
+
+
+def _until(tokens: np.ndarray, stop: int | None) -> np.ndarray:
+    """Returns the tokens up to the first stop id, which is repeated behind the end."""
+    (places,) = np.nonzero(tokens == stop)
+    return tokens[: places[0] + 1] if len(places) else tokens

@@ -1,0 +1,80 @@
+"""What a trained model paints: new pictures, or the lower halves of given ones, in a grid."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from reformer.data import images
+from reformer.data.source import Source
+from reformer.generation import Generation, Prompt
+
+_GAP, _GAP_COLOUR = 2, 255  # between the pictures of a grid
+_HIDDEN = 128  # grey, in place of the half that is not given
+
+Pictures = UInt8[np.ndarray, "pictures side side 3"]
+WithGiven = UInt8[np.ndarray, "all side side 3"]
+
+
+def given_images(data: Source, count: int, length: int) -> Int[np.ndarray, "count length"]:
+    """Returns validation images, evenly spread, as tokens.
+
+    Raises:
+      ValueError: If there are not so many.
+    """
+    num_images = data.num_examples("valid", length)
+    if count > num_images:
+        raise ValueError(f"--complete={count} exceeds the {num_images} validation images. Lower it.")
+    chosen = [data.example("valid", i * num_images // count, length).targets for i in range(count)]
+    return np.array(chosen, np.int32).reshape(count, length)
+
+
+def make_prompts(begin_id: int, given: Int[np.ndarray, "count length"], batch: int) -> list[Prompt]:
+    """Returns `batch` prompts of nothing, or for each given image as many of its upper half."""
+    begin = np.array([begin_id], np.int32)
+    if not len(given):
+        return [begin] * batch
+    return [np.concatenate([begin, row[: len(row) // 2]]) for row in given for _ in range(batch)]
+
+
+def paint(generation: Generation, length: int, report: Callable[[int], None]) -> Pictures:
+    """Returns the pictures, prompts included; what was not painted is black.
+
+    Args:
+      generation: Of images.
+      length: Tokens of an image.
+      report: Called with the number of tokens that were painted of each picture.
+    """
+    rows = np.zeros((len(generation.prompts), length), np.int32)
+    start = done = len(generation.prompts[0]) - 1  # the begin id is no part of the picture
+    rows[:, :start] = np.stack(generation.prompts)[:, 1:]
+    for new in generation.tokens():
+        rows[:, done : done + new.shape[1]] = new
+        done += new.shape[1]
+        report(done - start)
+    return np.stack([images.to_picture(row) for row in rows])
+
+
+def beside_given(pictures: Pictures, given: Int[np.ndarray, "count length"]) -> tuple[WithGiven, int]:
+    """Puts each given image and its upper half before its completions.
+
+    Returns:
+      The pictures row by row, and how many there are in a row.
+    """
+    originals = np.stack([images.to_picture(row) for row in given])
+    halves = originals.copy()
+    halves[:, halves.shape[1] // 2 :] = _HIDDEN
+    completions = pictures.reshape(len(given), -1, *pictures.shape[1:])
+    rows = np.concatenate([originals[:, None], halves[:, None], completions], axis=1)
+    return rows.reshape(-1, *rows.shape[2:]), rows.shape[1]
+
+
+def grid(pictures: Pictures, num_columns: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Lays pictures out row by row, a white gap between them."""
+    number, side = pictures.shape[:2]
+    num_rows, step = -(-number // num_columns), side + _GAP
+    canvas = np.full((num_rows * step - _GAP, num_columns * step - _GAP, 3), _GAP_COLOUR, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // num_columns * step, i % num_columns * step
+        canvas[top : top + side, left : left + side] = picture
+    return canvas

@@ -1,0 +1,142 @@
+"""generate.py: what it writes and paints, what it refuses, and that a seed decides everything."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import generate
+from reformer import generation, painting, sharding
+from reformer.data import images
+from reformer.training import settings, workdir
+from reformer.training.checkpoint import Checkpoints
+from reformer.training.state import TrainState, init_params
+
+
+def save_untrained(config, directory):
+    """Makes a workdir with a checkpoint of initial parameters."""
+    model_config = settings.validate(config)
+    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])), Checkpoints(directory) as checkpoints:
+        params = jax.jit(init_params, static_argnums=(0, 1))(model_config, 0)
+        nothing = jnp.zeros(())
+        checkpoints.save(TrainState(nothing, params, {"none": nothing}), {}, {"step": 1}, None)
+    workdir.write_config(directory, config)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory, make_config):
+    """The workdir of a run on text."""
+    config = make_config()
+    return save_untrained(config, tmp_path_factory.mktemp("text") / "run")
+
+
+@pytest.fixture(scope="module")
+def image_run(tmp_path_factory, make_config):
+    """The workdir of a run on images of 4x4."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 4, "valid": 3}.items():
+        (folder / "data" / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "data" / split / f"{i}.png")
+    config = make_config()
+    config.data.update(name="images", path=str(folder / "data"))
+    config.model.update(vocab_size=images.VOCAB_SIZE, max_length=48)
+    return save_untrained(config, folder / "run")
+
+
+def run(capsys, *arguments):
+    """Returns what was printed before the last line, and the record that is the last line."""
+    generate.main(list(arguments))
+    *lines, last = capsys.readouterr().out.splitlines()
+    return "\n".join(lines), json.loads(last)
+
+
+def test_text_continues_its_prompt_and_the_seed_decides_it(text_run, capsys, tmp_path):
+    arguments = [f"--workdir={text_run}", "--prompt=the tree", "--num_tokens=20", "--batch=2"]
+    first, record = run(capsys, *arguments, f"--out={tmp_path / 'a.txt'}")
+    again, _ = run(capsys, *arguments, f"--out={tmp_path / 'b.txt'}")
+    other, _ = run(capsys, *arguments, "--seed=1")
+    assert first == again != other
+    assert first.startswith("the tree") and "--- 2 ---\nthe tree" in first
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text()
+    assert (record["samples"], record["num_tokens"], record["seed"]) == (2, 20, 0)
+
+
+def test_prompts_of_different_lengths_and_a_file_are_continued_together(text_run, capsys, tmp_path):
+    (tmp_path / "prompt.txt").write_text("in the wind")
+    printed, record = run(
+        capsys, f"--workdir={text_run}", "--prompt=a", f"--prompt_file={tmp_path / 'prompt.txt'}", "--num_tokens=5"
+    )
+    assert record["samples"] == 2
+    assert printed.startswith("a") and "in the wind" in printed
+
+
+def test_a_stop_byte_ends_every_text(text_run, capsys):
+    printed, _ = run(capsys, f"--workdir={text_run}", "--prompt=x", "--num_tokens=30", "--stop=e", "--batch=3")
+    rows = printed.replace("--- 2 ---\n", "").replace("--- 3 ---\n", "")
+    assert rows.count("e") <= 3
+
+
+def test_pictures_are_a_grid_of_the_size_that_is_asked_for(image_run, capsys, tmp_path):
+    _, record = run(capsys, f"--workdir={image_run}", "--batch=3", f"--out={tmp_path / 'grid.png'}")
+    assert record["num_tokens"] == 48
+    assert Image.open(tmp_path / "grid.png").size == (10, 10)  # 2 x 2 pictures of 4 pixels and a gap of 2
+
+
+def test_completions_stand_beside_the_image_and_keep_its_upper_half(image_run, capsys):
+    _, record = run(capsys, f"--workdir={image_run}", "--complete=2", "--batch=2")
+    assert record["num_tokens"] == 24
+    pixels = np.asarray(Image.open(record["out"]))
+    assert pixels.shape == (10, 22, 3)  # two rows of: image, half, two completions
+    for left in (6, 12, 18):
+        np.testing.assert_array_equal(pixels[:2, left : left + 4], pixels[:2, :4])
+    assert (pixels[2:4, 6:10] == 128).all()
+
+
+def test_given_images_are_spread_over_the_validation_split(image_run, make_config):
+    config = make_config()
+    config.data.update(name="images", path=str(image_run.parent / "data"))
+    data = images.load(config.data, 48)
+    given = painting.given_images(data, 3, 48)
+    np.testing.assert_array_equal(given, [data.example("valid", i, 48).targets for i in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch=0"], r"--batch=0 must be at least 1"),
+        (["--num_tokens=30"], r"exceed max_length=32"),
+        (["--temperature=-1"], r"temperature=-1\.0 must be at least 0"),
+        (["--top_p=2"], r"top_p=2\.0 must be above 0 and at most 1"),
+        (["--stop=end"], r"--stop='end' must be one character"),
+        (["--complete=1"], r"--complete is for runs on images"),
+        (["--prompt_file=no/such/file"], r"No such file"),
+        (["--checkpoint=9"], r"checkpoint='9' does not exist"),
+        (["--out=no/such/folder/x.txt"], r"there is no folder no.such.folder"),
+        (["--config.model.num_heads=4"], r"the trained parameters do not allow this"),
+        (["--tempreature=1"], r"Unknown command line flag"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_computed(text_run, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        generate.parse([f"--workdir={text_run}", "--prompt=abc", *arguments])
+
+
+def test_prompts_are_refused_where_pictures_are_painted(image_run):
+    with pytest.raises(ValueError, match="are for runs on text"):
+        generate.parse([f"--workdir={image_run}", "--prompt=a"])
+    with pytest.raises(ValueError, match="--complete=4 exceeds the 3 validation images"):
+        generate.parse([f"--workdir={image_run}", "--complete=4"])
+
+
+def test_stop_ids_are_bytes():
+    assert generation.stop_id(None) is None
+    assert generation.stop_id("\n") == 10
+    with pytest.raises(ValueError, match="one byte"):
+        generation.stop_id("ä")
