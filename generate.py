@@ -81,7 +81,10 @@ def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
         raise ValueError("--complete is for runs on images. Continue a text with --prompt or --prompt_file.")
     contents = [prompt.encode() for prompt in known.prompt]
     if known.prompt_file is not None:
-        contents.append(known.prompt_file.read_bytes())
+        try:
+            contents.append(known.prompt_file.read_bytes())
+        except OSError as error:
+            raise ValueError(f"--prompt_file={known.prompt_file} cannot be read ({error.strerror}).") from error
     return [generation.text_prompt(content) for content in contents or [b""] for _ in range(known.batch)]
 
 
@@ -123,8 +126,14 @@ def main(arguments: list[str]) -> None:
     with command_line.user_errors(OSError):
         (paint if job.given.shape[1] else write)(job)
     made = job.generation
-    record = {"step": made.step, "samples": len(made.prompts), "num_tokens": made.num_tokens, "seed": made.seed}
-    record |= {"seconds": round(time.monotonic() - started, 1), "out": str(job.out or "")}
+    record = {
+        "step": made.step,
+        "samples": len(made.prompts),
+        "num_tokens": made.num_tokens,
+        "seed": made.seed,
+        "seconds": round(time.monotonic() - started, 1),
+        "out": str(job.out or ""),
+    }
     print(json.dumps(record))
 
 

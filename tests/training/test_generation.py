@@ -116,7 +116,7 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
         (["--top_p=2"], r"top_p=2\.0 must be above 0 and at most 1"),
         (["--stop=end"], r"--stop='end' must be one character"),
         (["--complete=1"], r"--complete is for runs on images"),
-        (["--prompt_file=no/such/file"], r"No such file"),
+        (["--prompt_file=no/such/file"], r"--prompt_file=no.such.file cannot be read \(No such file"),
         (["--checkpoint=9"], r"checkpoint='9' does not exist"),
         (["--out=no/such/folder/x.txt"], r"there is no folder no.such.folder"),
         (["--config.model.num_heads=4"], r"the trained parameters do not allow this"),
