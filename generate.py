@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.progress import Progress
 
 from configs import base
 from reformer import generation, painting
-from reformer.data import images, load
+from reformer.data import load
 from reformer.decoding import Sampling
 from reformer.training import command_line, settings
 
@@ -26,6 +27,7 @@ def parser() -> command_line.Parser:
     result.add_argument("--checkpoint", default="best", help="best, latest or a step")
     result.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
     result.add_argument("--prompt_file", type=Path, help="file whose text to continue")
+    result.add_argument("--image", type=Path, action="append", default=[], help="picture whose lower half to paint")
     result.add_argument("--complete", type=int, default=0, help="paint the lower half of so many validation images")
     result.add_argument(
         "--num_tokens",
@@ -46,10 +48,11 @@ def parser() -> command_line.Parser:
 class Job:
     """What the command line asks for, checked."""
 
+    kind: str  # 'text' or 'images'
     generation: generation.Generation
     given: np.ndarray  # images to complete, as tokens [count, length]
+    length: int  # tokens of an example in training
     out: Path | None
-    batch: int
 
 
 def parse(arguments: list[str]) -> Job:
@@ -58,10 +61,9 @@ def parse(arguments: list[str]) -> Job:
     if known.batch < 1 or known.complete < 0:
         raise ValueError(f"--batch={known.batch} must be at least 1 and --complete={known.complete} at least 0.")
     config = command_line.override(settings.update(base.get_config(), settings.read(known.workdir)), overrides)
-    kind = load.MODULES.get(config.data.name)
-    given = np.zeros((0, 0), np.int32)
+    kind, length, given = load.kind(config.data.name), settings.window_length(config), np.zeros((0, 0), np.int32)
     if kind == "images":
-        prompts, num_tokens, given = _image_prompts(known, config)
+        prompts, num_tokens, given = _image_prompts(known, config, length)
     elif kind == "text":
         prompts = _text_prompts(known)
         num_tokens = max(1, min(500, config.model.max_length + 1 - max(map(len, prompts))))
@@ -71,14 +73,22 @@ def parse(arguments: list[str]) -> Job:
     num_tokens = num_tokens if known.num_tokens is None else known.num_tokens
     made = generation.prepare(config, known.workdir, known.checkpoint, prompts, num_tokens, sampling, known.seed)
     out = known.out or (known.workdir / "samples.png" if kind == "images" else None)
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ValueError(f"--out={out}: there is no folder {out.parent}. Create it or name another file.")
-    return Job(made, given, out, known.batch)
+    _check_out(out)
+    return Job(kind, made, given, length, out)
+
+
+def _check_out(out: Path | None) -> None:
+    if out is None:
+        return
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ValueError(f"--out={out} must be a file in a folder that exists. Create the folder or name another file.")
+    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise ValueError(f"--out={out} cannot be written. Name another file.")
 
 
 def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
-    if known.complete:
-        raise ValueError("--complete is for runs on images. Continue a text with --prompt or --prompt_file.")
+    if known.complete or known.image:
+        raise ValueError("--complete and --image are for runs on images. Continue a text with --prompt.")
     contents = [prompt.encode() for prompt in known.prompt]
     if known.prompt_file is not None:
         try:
@@ -88,15 +98,18 @@ def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
     return [generation.text_prompt(content) for content in contents or [b""] for _ in range(known.batch)]
 
 
-def _image_prompts(known: argparse.Namespace, config) -> tuple[list[np.ndarray], int, np.ndarray]:
+def _image_prompts(known: argparse.Namespace, config, length: int) -> tuple[list[np.ndarray], int, np.ndarray]:
     if known.prompt or known.prompt_file or known.stop:
-        raise ValueError("--prompt, --prompt_file and --stop are for runs on text. Give images with --complete=COUNT.")
-    length = settings.window_length(config)
-    given = np.zeros((0, length), np.int32)
+        raise ValueError("--prompt, --prompt_file and --stop are for runs on text. Give pictures with --image=FILE.")
+    given = painting.read_images(known.image, length)
     if known.complete:
-        given = painting.given_images(load.load(config.data, length), known.complete, length)
-    prompts = painting.make_prompts(images.BEGIN_ID, given, known.batch)
-    return prompts, length - len(prompts[0]) + 1, given
+        data = load.load(config.data, length)
+        given = np.concatenate([given, painting.validation_images(data, known.complete, length)])
+    prompts = painting.make_prompts(given, known.batch)
+    missing = length - len(prompts[0]) + 1
+    if known.num_tokens is not None and known.num_tokens > missing:
+        raise ValueError(f"--num_tokens={known.num_tokens} exceeds the {missing} that an image lacks. Lower it.")
+    return prompts, missing, given
 
 
 def write(job: Job) -> None:
@@ -110,8 +123,7 @@ def paint(job: Job) -> None:
     """Paints pictures into the file."""
     with Progress() as bar:
         task = bar.add_task("painting", total=job.generation.num_tokens)
-        length = job.given.shape[1]
-        pictures = painting.paint(job.generation, length, lambda done: bar.update(task, completed=done))
+        pictures = painting.paint(job.generation, job.length, lambda done: bar.update(task, completed=done))
     num_columns = math.ceil(math.sqrt(len(pictures)))
     if len(job.given):
         pictures, num_columns = painting.beside_given(pictures, job.given)
@@ -124,7 +136,7 @@ def main(arguments: list[str]) -> None:
         job = parse(arguments)
     started = time.monotonic()
     with command_line.user_errors(OSError):
-        (paint if job.given.shape[1] else write)(job)
+        (paint if job.kind == "images" else write)(job)
     made = job.generation
     record = {
         "step": made.step,

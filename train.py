@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 
 from reformer import decoding
-from reformer.data import text
-from reformer.training import checkpoint, command_line, loop, report
+from reformer.data import load, text
+from reformer.data.source import chosen_examples
+from reformer.training import checkpoint, command_line, loop, report, settings
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
@@ -26,10 +27,12 @@ def parse(arguments: list[str]) -> loop.Run:
 def say_what_was_learned(run: loop.Run, result: dict) -> None:
     """Prints the model's loss beside simpler models, and a sample of text; draws the curves."""
     unit = run.data.unit
-    simpler = run.data.baselines("valid")
-    print(f"validation, step {result['step']}:")
+    length, max_examples = settings.window_length(run.config), run.config.evaluation.max_examples
+    simpler = run.data.baselines("valid", length, max_examples)
+    examples = chosen_examples(run.data, "valid", length, max_examples)
+    print(f"validation, {len(examples):,} examples, step {result['step']}:")
     print(report.table({"this model": result[f"bits_per_{unit}"], **simpler}, unit))
-    if unit == "byte":
+    if load.kind(run.config.data.name) == "text":
         print_sample(run)
     print(f"checkpoints: {run.workdir / 'checkpoints'}")
     print(f"curves: {report.draw_curves(run.workdir, simpler, unit)}")
@@ -37,7 +40,8 @@ def say_what_was_learned(run: loop.Run, result: dict) -> None:
 
 def print_sample(run: loop.Run) -> None:
     """Prints some text that the best checkpoint writes."""
-    config, variables = checkpoint.load(run.workdir)
+    config = settings.with_trained_buckets(run.config)
+    _, variables = checkpoint.load(run.workdir)
     num_tokens = min(200, config.max_length - 1)
     sampling = decoding.Sampling(num_ids=256, temperature=0.8)
     tokens = decoding.sample(config, variables, [[text.BEGIN_ID]], num_tokens, sampling=sampling, rng=jax.random.key(0))

@@ -25,7 +25,7 @@ def train(arguments: argparse.Namespace, overrides: list[str], kind: str, num_st
     config = command_line.override(command_line.load_config(arguments.config), overrides)
     config.model.attention_pattern = KINDS[kind]
     config.training.num_steps = num_steps or config.training.num_steps
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.training.num_steps // 5)
+    shorten_warmup(config)
     workdir = arguments.workdir / f"{kind}-{config.training.num_steps}"
     run = loop.prepare(config, str(workdir))
     result = loop.train(run)
@@ -34,6 +34,14 @@ def train(arguments: argparse.Namespace, overrides: list[str], kind: str, num_st
     tokens = config.training.batch_size * settings.window_length(config)
     bits = result[f"bits_per_{run.data.unit}"]
     return {"kind": kind, "steps": result["step"], "step_seconds": tokens / float(np.median(rates)), "bits": bits}
+
+
+def shorten_warmup(config) -> None:
+    """Gives the warmup a fifth of the steps at most, and leaves the highest rate as it is."""
+    before, after = config.optimizer.warmup_steps, min(config.optimizer.warmup_steps, config.training.num_steps // 5)
+    config.optimizer.warmup_steps = after
+    if config.optimizer.schedule == "rsqrt":
+        config.optimizer.learning_rate *= (after / before) ** 0.5
 
 
 def describe(row: dict) -> list[str]:

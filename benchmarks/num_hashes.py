@@ -38,7 +38,7 @@ def main() -> None:
     for row in rows:
         spread = f"{row['hash_spread']['lowest']:.4f} to {row['hash_spread']['highest']:.4f}"
         lines.append([row["num_hashes"], f"{row[bits]:.4f}", spread, f"{row['accuracy']:.2%}", row["seconds"]])
-    print(record.markdown(["num_hashes", bits, "other hash seeds", "accuracy", "seconds"], lines))
+    print(record.markdown(["num_hashes", bits, "lowest to highest of the hash seeds", "accuracy", "seconds"], lines))
 
 
 if __name__ == "__main__":

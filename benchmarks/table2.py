@@ -43,11 +43,11 @@ def make_config(preset: str, attention: str, correct_duplicates: bool):
 @functools.cache
 def train(preset: str, attention: str, correct_duplicates: bool, workdir: Path) -> dict:
     """Trains a model, or what an interrupted run left of it, and returns what it took."""
-    config = make_config(preset, attention, correct_duplicates)
+    config, is_new = make_config(preset, attention, correct_duplicates), not workdir.exists()
     began = time.perf_counter()
     result = loop.train(loop.prepare(config, str(workdir)))
-    seconds = time.perf_counter() - began
-    return {"steps": result["step"], "seconds": round(seconds), "accuracy": result["accuracy"]}
+    seconds = round(time.perf_counter() - began) if is_new else None  # of an interrupted run nobody knows
+    return {"steps": result["step"], "seconds": seconds}
 
 
 def accuracy(preset: str, workdir: Path, attention: str, correct_duplicates: bool) -> float:
@@ -79,7 +79,7 @@ def measure_row(preset: str, workdir: Path, attention: str, correct_duplicates: 
 def table(rows: list[dict]) -> str:
     """Returns the rows beside the paper's, as Markdown."""
     lines = [
-        [row["trained"], f"{row['steps']:,} steps, {row['seconds']} s"]
+        [row["trained"], f"{row['steps']:,} steps, {row['seconds'] or '?'} s"]
         + [
             f"{row['accuracy'][name]:.1f} ({paper})"
             for name, paper in zip(IN_EVALUATION, PAPER[row["trained"]], strict=True)

@@ -2,7 +2,7 @@
 
 Command:  python train.py --config=configs/duplication.py:small --workdir=runs/duplication
           python benchmarks/table2.py                              the whole table
-Hardware, time, result: see benchmarks/results/table2.md
+Hardware, time, result: see the README and benchmarks/results/table2.jsonl; `paper` is not measured yet
 
 Presets: `paper` (the default: words of 511 symbols, 150,000 steps, for an accelerator), `small` (words of 63 symbols
 and chunks of 16, so that LSH really has to find its keys; minutes on a laptop CPU), `tiny` (words of 15 symbols).
@@ -34,7 +34,7 @@ def get_config(preset: str = "") -> ConfigDict:
         num_hashes=4,
         lsh_chunk_length=32,
         position_embedding="learned",
-        position_scale=1.0,  # the task is about places; at 0.25 it is not learned in ten times as many steps
+        position_scale=1.0,  # the task is about places
     )
     config.optimizer.update(name="adamw", schedule="cosine", learning_rate=0.001, warmup_steps=1000, clip_norm=1.0)
     config.training.update(num_steps=150_000, batch_size=64, log_every_steps=100)

@@ -69,11 +69,13 @@ def prepare(
     """
     model_config = settings.validate(config)
     stored = settings.read(workdir)
-    evaluation.check_changes(settings.differences(stored, config), settings.model_config(stored), model_config)
+    changes = settings.differences(stored, config)
+    evaluation.check_changes(changes, settings.model_config(stored), model_config, ("model", "data"))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, wanted)
     sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)
     decoding.check(model_config, prompts, num_tokens, sampling)
+    model_config = settings.with_trained_buckets(config)
     return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed)
 
 

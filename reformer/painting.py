@@ -1,12 +1,13 @@
 """What a trained model paints: new pictures, or the lower halves of given ones, in a grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from reformer.data import images
-from reformer.data.source import Source
+from reformer.data import image_files, images
+from reformer.data.source import Source, chosen_examples
 from reformer.generation import Generation, Prompt
 
 _GAP, _GAP_COLOUR = 2, 255  # between the pictures of a grid
@@ -16,7 +17,18 @@ Pictures = UInt8[np.ndarray, "pictures side side 3"]
 WithGiven = UInt8[np.ndarray, "all side side 3"]
 
 
-def given_images(data: Source, count: int, length: int) -> Int[np.ndarray, "count length"]:
+def read_images(paths: Sequence[Path], length: int) -> Int[np.ndarray, "count length"]:
+    """Returns pictures of files as tokens.
+
+    Raises:
+      ValueError: If one cannot be read, or has another size than those that were trained on.
+    """
+    decoder = image_files.Decoder(images.side_of(length), skip_bad_images=False)
+    pictures = [decoder.decode(f"--image={path}", path) for path in paths]
+    return np.array(pictures, np.int32).reshape(len(pictures), length)
+
+
+def validation_images(data: Source, count: int, length: int) -> Int[np.ndarray, "count length"]:
     """Returns validation images, evenly spread, as tokens.
 
     Raises:
@@ -25,13 +37,13 @@ def given_images(data: Source, count: int, length: int) -> Int[np.ndarray, "coun
     num_images = data.num_examples("valid", length)
     if count > num_images:
         raise ValueError(f"--complete={count} exceeds the {num_images} validation images. Lower it.")
-    chosen = [data.example("valid", i * num_images // count, length).targets for i in range(count)]
-    return np.array(chosen, np.int32).reshape(count, length)
+    indices = chosen_examples(data, "valid", length, count)
+    return np.stack([data.example("valid", int(i), length).targets for i in indices])
 
 
-def make_prompts(begin_id: int, given: Int[np.ndarray, "count length"], batch: int) -> list[Prompt]:
+def make_prompts(given: Int[np.ndarray, "count length"], batch: int) -> list[Prompt]:
     """Returns `batch` prompts of nothing, or for each given image as many of its upper half."""
-    begin = np.array([begin_id], np.int32)
+    begin = np.array([images.BEGIN_ID], np.int32)
     if not len(given):
         return [begin] * batch
     return [np.concatenate([begin, row[: len(row) // 2]]) for row in given for _ in range(batch)]

@@ -16,11 +16,11 @@ from jaxtyping import Int, UInt8
 
 from reformer.data import baselines, documents, image_files
 from reformer.data.imagenet64 import read_imagenet64
-from reformer.data.source import Example
+from reformer.data.source import Example, chosen_examples
 
 BEGIN_ID, VOCAB_SIZE = 256, 257
 
-_MAX_COUNTED = 10_000  # images of a split that the baseline reads
+_MAX_COUNTED = 10_000  # training images that the baseline reads
 
 
 @runtime_checkable
@@ -82,13 +82,17 @@ class ImageData:
         self._require_length(length)
         return _ToExample().map(getattr(self, split)[index])
 
-    def baselines(self, split: str) -> dict[str, float]:
+    def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
         """Bits per dim of counts of each value given its left neighbour, `baselines.left_neighbour_bits_per_dim`.
 
-        Of the training images, and of those that are scored, at most 10,000 are read, evenly spread.
+        At most 10,000 training images are counted, evenly spread.
         """
-        bits = baselines.left_neighbour_bits_per_dim(_some_of(self.train), _some_of(getattr(self, split)))
-        return {"left-neighbour counts": bits}
+        counted, scored = self._some("train", length, _MAX_COUNTED), self._some(split, length, max_examples)
+        return {"left-neighbour counts": baselines.left_neighbour_bits_per_dim(counted, scored)}
+
+    def _some(self, split: str, length: int, count: int | None) -> Iterator[np.ndarray]:
+        images = getattr(self, split)
+        return (images[int(index)] for index in chosen_examples(self, split, length, count))
 
     def _require_length(self, length: int) -> None:
         if length != self.side**2 * 3:
@@ -124,7 +128,7 @@ def load(config: Any, length: int) -> ImageData:
     Raises:
         ValueError: a value is impossible, or images are missing, bad or too few.
     """
-    side = _side_of(length)
+    side = side_of(length)
     if config.name == "imagenet64":
         cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
         return ImageData(*read_imagenet64(config.path, cache_dir, side, config.skip_bad_images))
@@ -142,7 +146,7 @@ def load(config: Any, length: int) -> ImageData:
 
 def to_picture(tokens: Int[np.ndarray, " length"]) -> UInt8[np.ndarray, "side side 3"]:
     """The image of side * side * 3 tokens; ids above 255, which are no values, become 0."""
-    tokens, side = np.asarray(tokens), _side_of(len(tokens))
+    tokens, side = np.asarray(tokens), side_of(len(tokens))
     return np.where(tokens < 256, tokens, 0).astype(np.uint8).reshape(side, side, 3)
 
 
@@ -156,7 +160,8 @@ def _find(config: Any) -> dict[str, image_files.Files]:
     return image_files.find_in_folder(path, *fractions)
 
 
-def _side_of(length: int) -> int:
+def side_of(length: int) -> int:
+    """Pixels of a side of images of `length` tokens; raises ValueError if there are no such images."""
     side = math.isqrt(length // 3)
     if not side or side**2 * 3 != length:
         raise ValueError(
@@ -172,11 +177,6 @@ def _fingerprint(splits: dict[str, np.ndarray]) -> str:
         digest.update(str(pixels.shape).encode())
         digest.update(pixels.data)
     return digest.hexdigest()[:32]
-
-
-def _some_of(images: Images) -> Iterator[np.ndarray]:
-    chosen = min(len(images), _MAX_COUNTED)
-    return (images[int(index)] for index in np.arange(chosen) * len(images) // max(chosen, 1))
 
 
 class _ToExample(grain.transforms.Map):

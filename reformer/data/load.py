@@ -5,7 +5,7 @@ from typing import Any
 
 from reformer.data.source import Source
 
-# Which module reads data of a name, and how many ids they need: those of the targets and the begin id.
+# What data of a name are, which is also the module that reads them.
 MODULES = {"stdlib": "text", "enwik8": "text", "text": "text"}
 MODULES |= {"imagenet64": "images", "images": "images", "duplication": "duplication"}
 
@@ -21,6 +21,11 @@ def load(config: Any, length: int) -> Source:
         ValueError: a value is impossible, or the data are missing, too few or not what they should be.
     """
     return _module(config.name).load(config, length)
+
+
+def kind(name: str) -> str | None:
+    """What data of a name are: 'text', 'images' or 'duplication'; None if there is no such name."""
+    return MODULES.get(name)
 
 
 def vocab_size(config: Any) -> int:

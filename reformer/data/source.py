@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
 Batch = dict[str, np.ndarray]
 
@@ -53,8 +53,8 @@ class Source(Protocol):
     def example(self, split: str, index: int, length: int) -> Example:
         """The example number `index` of a split, of at most `length` targets."""
 
-    def baselines(self, split: str) -> dict[str, float]:
-        """Bits per unit of simpler models on a split, by name."""
+    def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
+        """Bits per unit of simpler models, by name, on the examples that `evaluation_batches` reads."""
 
 
 def training_batches(
@@ -114,16 +114,21 @@ def evaluation_batches(
     Raises:
         ValueError: the split is empty, or the batch does not divide among the processes.
     """
-    num_examples = source.num_examples(split, length)
-    if not num_examples:
+    indices = chosen_examples(source, split, length, max_examples)
+    if not len(indices):
         raise ValueError(
             f"The {split} split holds no {source.unit}s to evaluate on. Choose another by --split, or hold some "
             "out: --config.data.valid_fraction and --config.data.test_fraction do so for files and folders."
         )
-    chosen = min(num_examples, max_examples or num_examples)
-    indices = np.arange(chosen) * num_examples // chosen
     rows = _rows_per_process(batch_size, process_count)
     return _EvaluationBatches(source, split, length, indices, rows, process_index, process_count)
+
+
+def chosen_examples(source: Source, split: str, length: int, max_examples: int | None) -> Int[np.ndarray, " examples"]:
+    """The numbers of the examples that are evaluated: all, or `max_examples` spread evenly over the split."""
+    num_examples = source.num_examples(split, length)
+    count = min(num_examples, max_examples or num_examples)
+    return np.arange(count) * num_examples // max(count, 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from jaxtyping import Int, Int32
 
 from reformer.data import baselines, documents
 from reformer.data.enwik8 import read_enwik8
-from reformer.data.source import Example
+from reformer.data.source import Example, chosen_examples
 
 PADDING_ID, BEGIN_ID, MASK_ID, VOCAB_SIZE = 256, 257, 258, 259
 
@@ -74,9 +74,10 @@ class TextData:
         """The window number `index`."""
         return Example(getattr(self, split)[index * length : (index + 1) * length].astype(np.int32))
 
-    def baselines(self, split: str) -> dict[str, float]:
+    def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
         """Bits per byte of count models of the training bytes, and of gzip."""
-        array = getattr(self, split)
+        indices = chosen_examples(self, split, length, max_examples)
+        array = np.concatenate([getattr(self, split)[i * length : (i + 1) * length] for i in indices])
         return {
             "order-1 counts": baselines.order_n_bits_per_byte(self.train, array, 1),
             "order-2 counts": baselines.order_n_bits_per_byte(self.train, array, 2),

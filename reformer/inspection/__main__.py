@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> Request:
     """Returns the checked request that the command line describes."""
     known = _parser().parse_args(arguments)
     workdir, stored = Path(known.workdir), settings.read(Path(known.workdir))
-    config = settings.model_config(stored)
+    config = settings.with_trained_buckets(stored)
     if known.num_hashes is not None:
         config = dataclasses.replace(config, num_hashes=known.num_hashes)
     if not 0 <= known.hash_seed < 2**31:
@@ -61,7 +61,7 @@ def _parser() -> command_line.Parser:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--text", help="the input; default: the first validation example")
     chosen.add_argument("--file", help="the input, as bytes")
-    parser.add_argument("--length", type=int, help="tokens of the input, at most; default: 1024 or max_length")
+    parser.add_argument("--length", type=int, help="tokens of the input, at most; default: as in training")
     parser.add_argument("--out", help="directory of the pictures; default: WORKDIR/inspection")
     parser.add_argument("--num_hashes", type=int, help="hash rounds; default: as in training")
     parser.add_argument("--hash_seed", type=int, default=0)
@@ -69,12 +69,13 @@ def _parser() -> command_line.Parser:
 
 
 def _is_text(stored: dict[str, Any]) -> bool:
-    return load.MODULES.get(stored["data"]["name"]) == "text"
+    return load.kind(stored["data"]["name"]) == "text"
 
 
 def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.ndarray:
     """The input, without padding."""
-    length = min(1024, config.max_length) if known.length is None else known.length
+    length = stored["data"]["length"] or config.max_length
+    length = length if known.length is None else known.length
     if not 1 <= length <= config.max_length:
         raise ValueError(f"--length={known.length} must be from 1 to the model's max_length={config.max_length}.")
     if known.text is None and known.file is None:

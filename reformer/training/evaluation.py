@@ -142,11 +142,16 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     return Evaluation(config, model_config, changes, workdir, chosen, split, data, mesh)
 
 
-def check_changes(changes: dict[str, tuple[Any, Any]], trained: ReformerConfig, wanted: ReformerConfig) -> None:
-    """Raises a ValueError if trained parameters do not fit the wanted model, or a change would have no effect."""
-    useless = {name: values for name, values in changes.items() if name.split(".")[0] not in GROUPS}
+def check_changes(
+    changes: dict[str, tuple[Any, Any]],
+    trained: ReformerConfig,
+    wanted: ReformerConfig,
+    groups: tuple[str, ...] = GROUPS,
+) -> None:
+    """Raises a ValueError if trained parameters do not fit the wanted model, or a change is in none of the groups."""
+    useless = {name: values for name, values in changes.items() if name.split(".")[0] not in groups}
     if useless:
-        raise ValueError(f"{settings.describe(useless)}: this has no effect on an evaluation. Leave it out.")
+        raise ValueError(f"{settings.describe(useless)}: this has no effect here. Leave it out.")
     old, new = checkpoint.param_shapes(trained), checkpoint.param_shapes(wanted)
     misfits = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if misfits:

@@ -90,8 +90,10 @@ def train(run: Run) -> dict[str, Any]:
 
 def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) -> tuple[state.TrainState, Scores | None]:
     config, scores = run.config, None
-    log_every_steps = config.training.log_every_steps
-    reader = metrics.StepReader(machinery.journal, machinery.progress, run.data.unit, log_every_steps)
+    tokens_per_step = config.training.batch_size * settings.window_length(config)
+    reader = metrics.StepReader(
+        machinery.journal, machinery.progress, run.data.unit, tokens_per_step, config.training.log_every_steps
+    )
     for number in range(int(train_state.step) + 1, config.training.num_steps + 1):
         batch = batches.to_mesh(next(machinery.batches), run.mesh)
         train_state, step_metrics = machinery.train_step(train_state, batch)

@@ -64,13 +64,14 @@ class Journal:
 class StepReader:
     """Reads the metrics of a step after the next one was dispatched, so that the devices never wait for the host."""
 
-    def __init__(self, journal: Journal, progress: Progress, unit: str, log_every_steps: int):
+    def __init__(self, journal: Journal, progress: Progress, unit: str, tokens_per_step: int, log_every_steps: int):
         """Every step is shown and checked; every `log_every_steps`-th is written to the journal."""
         self._journal, self._progress, self._unit = journal, progress, unit
+        self._tokens_per_step = tokens_per_step
         self._log_every_steps = log_every_steps
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_read: float | None = None
-        self._tokens = self._seconds = self._steps = 0.0
+        self._seconds, self._steps = 0.0, 0
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of `step`, which is still running, and reads those of the step before.
@@ -95,21 +96,20 @@ class StepReader:
     def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         check_finite(step, values)
-        self._count_time(values["weight"])
+        self._count_time()
         record = step_record(step, values, self._unit)
         if self._steps:
-            record["tokens_per_second"] = round(self._tokens / self._seconds, 1)
+            record["tokens_per_second"] = round(self._steps * self._tokens_per_step / self._seconds, 1)
         self._progress.update(record, self._seconds / max(self._steps, 1))
         if step % self._log_every_steps == 0:
             self._journal.write(record)
-            self._tokens = self._seconds = self._steps = 0.0
+            self._seconds, self._steps = 0.0, 0
 
-    def _count_time(self, tokens: float) -> None:
+    def _count_time(self) -> None:
         # The first step after a pause holds the compilation or an evaluation: it is not counted.
         now = time.monotonic()
         if self._last_read is not None:
             self._steps += 1
-            self._tokens += tokens
             self._seconds += now - self._last_read
         self._last_read = now
 

@@ -1,5 +1,6 @@
 """Checks an experiment's config and turns its `model` group into a `ReformerConfig`; stores and compares configs."""
 
+import dataclasses
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from reformer.config import ReformerConfig
 from reformer.data import load
+from reformer.layers.attention import num_buckets
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
@@ -105,6 +107,13 @@ def model_config(config: Config) -> ReformerConfig:
 def window_length(config: ConfigDict) -> int:
     """Returns the number of tokens in a window."""
     return config.model.max_length if config.data.length is None else config.data.length
+
+
+def with_trained_buckets(config: Config) -> ReformerConfig:
+    """Returns the model with the number of buckets that its training windows had, for sequences of other lengths."""
+    model = model_config(config)
+    length = config["data"]["length"] or model.max_length
+    return dataclasses.replace(model, num_buckets=num_buckets(length, model))
 
 
 def validate(config: ConfigDict) -> ReformerConfig:

@@ -245,11 +245,11 @@ def test_evaluation_reads_the_images_in_order_once(data):
 
 
 def test_baseline_counts_evenly_spread_images(data, monkeypatch):
-    (name,) = data.baselines("valid")
+    (name,) = data.baselines("valid", data.side**2 * 3)
     assert name == "left-neighbour counts"
     monkeypatch.setattr(images, "_MAX_COUNTED", 2)
     few = images.ImageData("", SIDE, data.train[[0, 3]], data.valid, data.test, "")
-    assert data.baselines("valid") == few.baselines("valid")
+    assert data.baselines("valid", data.side**2 * 3) == few.baselines("valid", few.side**2 * 3)
 
 
 def test_fingerprint_changes_with_pixels_and_splits(tmp_path):

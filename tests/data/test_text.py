@@ -94,6 +94,6 @@ def test_bytes_need_the_ids_of_bytes_and_of_the_reserved_tokens():
 
 
 def test_simpler_models_are_scored_on_the_split_that_is_asked_for():
-    baselines = _data(valid=PROSE[:500]).baselines("valid")
+    baselines = _data(valid=PROSE[:500]).baselines("valid", 64)
     assert set(baselines) == {"order-1 counts", "order-2 counts", "gzip -9"}
     assert all(bits > 0 for bits in baselines.values())

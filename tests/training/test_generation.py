@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import generate
-from reformer import generation, painting, sharding
+from reformer import generation, num_buckets, painting, sharding
 from reformer.data import images
 from reformer.training import settings, workdir
 from reformer.training.checkpoint import Checkpoints
@@ -77,10 +77,13 @@ def test_prompts_of_different_lengths_and_a_file_are_continued_together(text_run
     assert printed.startswith("a") and "in the wind" in printed
 
 
-def test_a_stop_byte_ends_every_text(text_run, capsys):
-    printed, _ = run(capsys, f"--workdir={text_run}", "--prompt=x", "--num_tokens=30", "--stop=e", "--batch=3")
-    rows = printed.replace("--- 2 ---\n", "").replace("--- 3 ---\n", "")
-    assert rows.count("e") <= 3
+def test_a_stop_byte_ends_every_text(text_run):
+    free = generate.parse([f"--workdir={text_run}", "--prompt=x", "--num_tokens=30", "--batch=3"])
+    rows = generation.write_text(free.generation)
+    stop = next(character for character in rows[0][5:] if character.isascii())
+    stopped = generate.parse([f"--workdir={text_run}", "--prompt=x", "--num_tokens=30", "--batch=3", f"--stop={stop}"])
+    expected = ["x" + "".join(row[1:].partition(stop)[:2]) for row in rows]
+    assert generation.write_text(stopped.generation) == expected != rows
 
 
 def test_pictures_are_a_grid_of_the_size_that_is_asked_for(image_run, capsys, tmp_path):
@@ -103,7 +106,7 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
     config = make_config()
     config.data.update(name="images", path=str(image_run.parent / "data"))
     data = images.load(config.data, 48)
-    given = painting.given_images(data, 3, 48)
+    given = painting.validation_images(data, 3, 48)
     np.testing.assert_array_equal(given, [data.example("valid", i, 48).targets for i in range(3)])
 
 
@@ -115,10 +118,12 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
         (["--temperature=-1"], r"temperature=-1\.0 must be at least 0"),
         (["--top_p=2"], r"top_p=2\.0 must be above 0 and at most 1"),
         (["--stop=end"], r"--stop='end' must be one character"),
-        (["--complete=1"], r"--complete is for runs on images"),
+        (["--complete=1"], r"--complete and --image are for runs on images"),
+        (["--out=."], r"--out=. must be a file in a folder that exists"),
+        (["--config.evaluation.hash_seed=1"], r"this has no effect here"),
         (["--prompt_file=no/such/file"], r"--prompt_file=no.such.file cannot be read \(No such file"),
         (["--checkpoint=9"], r"checkpoint='9' does not exist"),
-        (["--out=no/such/folder/x.txt"], r"there is no folder no.such.folder"),
+        (["--out=no/such/folder/x.txt"], r"must be a file in a folder that exists"),
         (["--config.model.num_heads=4"], r"the trained parameters do not allow this"),
         (["--tempreature=1"], r"Unknown command line flag"),
     ],
@@ -133,6 +138,23 @@ def test_prompts_are_refused_where_pictures_are_painted(image_run):
         generate.parse([f"--workdir={image_run}", "--prompt=a"])
     with pytest.raises(ValueError, match="--complete=4 exceeds the 3 validation images"):
         generate.parse([f"--workdir={image_run}", "--complete=4"])
+    with pytest.raises(ValueError, match="--num_tokens=49 exceeds the 48 that an image lacks"):
+        generate.parse([f"--workdir={image_run}", "--num_tokens=49"])
+
+
+def test_pictures_of_files_are_completed_and_others_refused(image_run, tmp_path):
+    picture = sorted((image_run.parent / "data" / "valid").iterdir())[0]
+    job = generate.parse([f"--workdir={image_run}", f"--image={picture}", "--batch=2"])
+    np.testing.assert_array_equal(job.given[0], np.asarray(Image.open(picture)).ravel())
+    assert [len(prompt) for prompt in job.generation.prompts] == [25, 25]
+    (tmp_path / "no_picture.png").write_text("text")
+    with pytest.raises(ValueError, match=r"--image=.*no_picture\.png cannot be used"):
+        generate.parse([f"--workdir={image_run}", f"--image={tmp_path / 'no_picture.png'}"])
+
+
+def test_the_buckets_are_those_of_the_training_windows(text_run):
+    job = generate.parse([f"--workdir={text_run}", "--prompt=a"])
+    assert job.generation.model_config.num_buckets == num_buckets(32, job.generation.model_config)
 
 
 def test_stop_ids_are_bytes():

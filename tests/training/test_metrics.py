@@ -38,7 +38,7 @@ def values(nats=8.0):
 
 def test_a_step_is_read_after_the_next_one_was_dispatched():
     journal, progress = KeptJournal(), KeptProgress()
-    reader = metrics.StepReader(journal, progress, "byte", log_every_steps=2)
+    reader = metrics.StepReader(journal, progress, "byte", 4, log_every_steps=2)
     seen = []
     for number in range(1, 5):
         reader.push(number, values())
@@ -50,7 +50,7 @@ def test_a_step_is_read_after_the_next_one_was_dispatched():
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_range():
-    reader = metrics.StepReader(KeptJournal(), KeptProgress(), "byte", log_every_steps=10)
+    reader = metrics.StepReader(KeptJournal(), KeptProgress(), "byte", 4, log_every_steps=10)
     reader.push(6, values())
     reader.push(7, values(float("nan")))
     with pytest.raises(FloatingPointError, match=r"nats=nan at step 7: training broke down between steps 6 and 7"):
