@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -73,38 +72,20 @@ def parse(arguments: list[str]) -> Job:
     num_tokens = num_tokens if known.num_tokens is None else known.num_tokens
     made = generation.prepare(config, known.workdir, known.checkpoint, prompts, num_tokens, sampling, known.seed)
     out = known.out or (known.workdir / "samples.png" if kind == "images" else None)
-    _check_out(out)
+    generation.check_out(out)
     return Job(kind, made, given, length, out)
-
-
-def _check_out(out: Path | None) -> None:
-    if out is None:
-        return
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ValueError(f"--out={out} must be a file in a folder that exists. Create the folder or name another file.")
-    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-        raise ValueError(f"--out={out} cannot be written. Name another file.")
 
 
 def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
     if known.complete or known.image:
         raise ValueError("--complete and --image are for runs on images. Continue a text with --prompt.")
-    contents = [prompt.encode() for prompt in known.prompt]
-    if known.prompt_file is not None:
-        try:
-            contents.append(known.prompt_file.read_bytes())
-        except OSError as error:
-            raise ValueError(f"--prompt_file={known.prompt_file} cannot be read ({error.strerror}).") from error
-    return [generation.text_prompt(content) for content in contents or [b""] for _ in range(known.batch)]
+    return generation.text_prompts(known.prompt, known.prompt_file, known.batch)
 
 
 def _image_prompts(known: argparse.Namespace, config, length: int) -> tuple[list[np.ndarray], int, np.ndarray]:
     if known.prompt or known.prompt_file or known.stop:
         raise ValueError("--prompt, --prompt_file and --stop are for runs on text. Give pictures with --image=FILE.")
-    given = painting.read_images(known.image, length)
-    if known.complete:
-        data = load.load(config.data, length)
-        given = np.concatenate([given, painting.validation_images(data, known.complete, length)])
+    given = painting.read_given(known.image, config.data, known.complete, length)
     prompts = painting.make_prompts(given, known.batch)
     missing = length - len(prompts[0]) + 1
     if known.num_tokens is not None and known.num_tokens > missing:

@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -79,9 +80,32 @@ def prepare(
     return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed)
 
 
-def text_prompt(prompt: bytes) -> Prompt:
-    """Returns the ids of a text behind the begin id, as windows begin in training."""
-    return np.concatenate([[text.BEGIN_ID], text.encode(prompt)]).astype(np.int32)
+def text_prompts(texts: Sequence[str], file: Path | None, batch: int) -> list[np.ndarray]:
+    """Returns `batch` prompts for each text and for the content of the file, or for nothing if there is none of these.
+
+    A prompt begins with the begin id, as windows do in training.
+
+    Raises:
+      ValueError: If the file cannot be read.
+    """
+    contents = [prompt.encode() for prompt in texts]
+    if file is not None:
+        try:
+            contents.append(file.read_bytes())
+        except OSError as error:
+            raise ValueError(f"--prompt_file={file} cannot be read ({error.strerror}).") from error
+    prompts = [np.concatenate([[text.BEGIN_ID], text.encode(content)]) for content in contents or [b""]]
+    return [prompt.astype(np.int32) for prompt in prompts for _ in range(batch)]
+
+
+def check_out(out: Path | None) -> None:
+    """Raises a ValueError unless the file can be written; None is no file."""
+    if out is None:
+        return
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ValueError(f"--out={out} must be a file in a folder that exists. Create the folder or name another file.")
+    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise ValueError(f"--out={out} cannot be written. Name another file.")
 
 
 def stop_id(character: str | None) -> int | None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from reformer.data import image_files, images
-from reformer.data.source import Source, chosen_examples
+from reformer.data import image_files, images, load
+from reformer.data.source import chosen_examples
 from reformer.generation import Generation, Prompt
 
 _GAP, _GAP_COLOUR = 2, 255  # between the pictures of a grid
@@ -17,28 +18,28 @@ Pictures = UInt8[np.ndarray, "pictures side side 3"]
 WithGiven = UInt8[np.ndarray, "all side side 3"]
 
 
-def read_images(paths: Sequence[Path], length: int) -> Int[np.ndarray, "count length"]:
-    """Returns pictures of files as tokens.
+def read_given(paths: Sequence[Path], config: Any, num_validation: int, length: int) -> Int[np.ndarray, "count length"]:
+    """Returns images to complete, as tokens.
+
+    Args:
+      paths: Of picture files.
+      config: The `data` group of the run.
+      num_validation: So many of its validation images too, evenly spread.
+      length: Tokens of an image.
 
     Raises:
-      ValueError: If one cannot be read, or has another size than those that were trained on.
+      ValueError: If a picture cannot be read or has another size, or there are not so many validation images.
     """
     decoder = image_files.Decoder(images.side_of(length), skip_bad_images=False)
-    pictures = [decoder.decode(f"--image={path}", path) for path in paths]
-    return np.array(pictures, np.int32).reshape(len(pictures), length)
-
-
-def validation_images(data: Source, count: int, length: int) -> Int[np.ndarray, "count length"]:
-    """Returns validation images, evenly spread, as tokens.
-
-    Raises:
-      ValueError: If there are not so many.
-    """
-    num_images = data.num_examples("valid", length)
-    if count > num_images:
-        raise ValueError(f"--complete={count} exceeds the {num_images} validation images. Lower it.")
-    indices = chosen_examples(data, "valid", length, count)
-    return np.stack([data.example("valid", int(i), length).targets for i in indices])
+    given = [np.ravel(decoder.decode(f"--image={path}", path)) for path in paths]
+    if num_validation:
+        data = load.load(config, length)
+        num_images = data.num_examples("valid", length)
+        if num_validation > num_images:
+            raise ValueError(f"--complete={num_validation} exceeds the {num_images} validation images. Lower it.")
+        indices = chosen_examples(data, "valid", length, num_validation)
+        given += [data.example("valid", int(i), length).targets for i in indices]
+    return np.array(given, np.int32).reshape(len(given), length)
 
 
 def make_prompts(given: Int[np.ndarray, "count length"], batch: int) -> list[Prompt]:

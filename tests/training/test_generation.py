@@ -106,7 +106,7 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
     config = make_config()
     config.data.update(name="images", path=str(image_run.parent / "data"))
     data = images.load(config.data, 48)
-    given = painting.validation_images(data, 3, 48)
+    given = painting.read_given([], config.data, 3, 48)
     np.testing.assert_array_equal(given, [data.example("valid", i, 48).targets for i in range(3)])
 
 
