@@ -2,7 +2,9 @@
 
 Command:  python train.py --config=configs/duplication.py:small --workdir=runs/duplication
           python benchmarks/table2.py                              the whole table
-Hardware, time, result: see the README and benchmarks/results/table2.jsonl; `paper` is not measured yet
+Hardware: `small`: two busy cores of a shared AMD EPYC (JAX 0.10.2); `paper` is not measured yet
+Time:     4 to 14 min a model (1,000 steps; it copies after some 300)
+Result:   99.9 % of the symbols right with 4 hash rounds; the whole table is in the README
 
 Presets: `paper` (the default: words of 511 symbols, 150,000 steps, for an accelerator), `small` (words of 63 symbols
 and chunks of 16, so that LSH really has to find its keys; minutes on a laptop CPU), `tiny` (words of 15 symbols).

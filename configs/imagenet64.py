@@ -4,9 +4,10 @@ Command:  python train.py --config=configs/imagenet64.py:small --workdir=runs/im
           (FOLDER holds train_64x64.tar and valid_64x64.tar, which can no longer be downloaded from their first server)
           python train.py --config=configs/imagenet64.py:tiny --workdir=runs/images --config.data.path=PATH
           (PATH is a folder of 64x64 images, or an .npz; add --config.data.name=images for the other presets)
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Hardware: `tiny`: two busy cores of a shared AMD EPYC (JAX 0.10.2); the others are not measured yet
+Time:     44 min for 1,000 images
+Result:   6.25 bits per dim on 40 validation images of a set of 8,000 photographs (each value given its left neighbour,
+          by counts: 6.36), seed 0
 
 Local layers have chunks of 192 values, a row, so that every value sees its own row and the one above.
 
