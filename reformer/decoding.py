@@ -4,8 +4,8 @@ The prompts go through the model once; every layer keeps what it needs of them (
 one pass of a single token, whose time does not depend on what came before it unless there are full attention layers.
 
 Full and local attention compute exactly what the whole forward pass computes. LSH attention cannot: there, tokens that
-come later move the sort. The number of buckets is that of `max_length`, and the rotations are the same, for prompt and
-continuation.
+come later move the sort. The number of buckets, `config.num_buckets` or that of `max_length`, and the rotations are the
+same for prompt and continuation.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from reformer import model
 from reformer.config import ReformerConfig
 from reformer.layers import cached
 from reformer.layers.attention import num_buckets
 from reformer.layers.embeddings import Embeddings
 from reformer.model import ReformerLM
 from reformer.ops import cache as cache_ops
-from reformer.ops import hashing
 from reformer.ops.cache import Cache
 from reformer.ops.sampling import draw
 
@@ -173,12 +173,7 @@ def draw_rotations(config: ReformerConfig, rng: PRNGKeyArray) -> Rotations:
     """Draws the rotations of all LSH layers for decoding; None where there are none."""
     if not config.num_lsh_layers:
         return None
-    dtype = jnp.promote_types(jnp.float32, config.dtype)
-    factors, num_layers = num_buckets(config.max_length, config), config.num_lsh_layers
-    drawn = hashing.draw_rotations(
-        rng, num_layers * config.num_heads, config.head_dim, config.num_hashes, factors, dtype
-    )
-    return drawn.reshape(num_layers, config.num_heads, *drawn.shape[1:])
+    return model.draw_rotations(config, num_buckets(config.max_length, config), rng)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="capacity")
@@ -208,16 +203,16 @@ def prefill(
         del i, plan, context
         return arrays if arrays.key is None else arrays._replace(query=arrays.key)
 
-    model = ReformerLM(config)
+    language_model = ReformerLM(config)
     mask = jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]
     per_layer = None if rotations is None else list(rotations)
-    streams, seen = model.apply(variables, tokens, look, mask=mask, rotations=per_layer, method="observe")
+    streams, seen = language_model.apply(variables, tokens, look, mask=mask, rotations=per_layer, method="observe")
     caches = []
     for plan, arrays, of_layer in zip(plans, seen, _by_layer(config, rotations), strict=True):
         fill = partial(cache_ops.fill, plan)
         caches.append(jax.lax.map(lambda block, fill=fill: fill(block[0], lengths, block[1]), (arrays, of_layer)))
     last = jax.tree.map(lambda x: jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1), streams)
-    logits: Any = model.apply(variables, last, method="logits")
+    logits: Any = language_model.apply(variables, last, method="logits")
     return State(tuple(caches), lengths, logits[:, 0], jnp.zeros(len(lengths), bool))
 
 

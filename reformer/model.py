@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reformer.config import ReformerConfig
 from reformer.layers import stack
@@ -219,7 +219,9 @@ class ReformerLM(nn.Module):
             return [None] * num_in_pattern
         factors = num_buckets(length, config)
         if rotations is None:
-            drawn = self._draw_rotations(factors)
+            if not self.has_rng("hash"):
+                raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
+            drawn = draw_rotations(config, factors, self.make_rng("hash"))
             return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
         if len(rotations) != config.num_lsh_layers:
             raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
@@ -232,17 +234,15 @@ class ReformerLM(nn.Module):
                 )
         return [jnp.stack(rotations[i::num_in_pattern]) for i in range(num_in_pattern)]
 
-    def _draw_rotations(self, factors: tuple[int, ...]):
-        """Rotations of all LSH layers at once: a draw for each would make the program grow with the depth."""
-        config = self.config
-        if not self.has_rng("hash"):
-            raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
-        dtype = jnp.promote_types(jnp.float32, config.dtype)
-        num_heads = config.num_lsh_layers * config.num_heads
-        drawn = hashing.draw_rotations(
-            self.make_rng("hash"), num_heads, config.head_dim, config.num_hashes, factors, dtype
-        )
-        return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
+
+def draw_rotations(
+    config: ReformerConfig, factors: tuple[int, ...], rng: PRNGKeyArray
+) -> Float[Array, "layers heads head_dim rounds columns"]:
+    """Draws the rotations of all LSH layers at once: a draw for each would make the program grow with the depth."""
+    dtype = jnp.promote_types(jnp.float32, config.dtype)
+    num_heads = config.num_lsh_layers * config.num_heads
+    drawn = hashing.draw_rotations(rng, num_heads, config.head_dim, config.num_hashes, factors, dtype)
+    return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
 
 
 def _head(config: ReformerConfig, **kwargs) -> nn.Dense:

@@ -74,12 +74,11 @@ def _is_text(stored: dict[str, Any]) -> bool:
 
 def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.ndarray:
     """The input, without padding."""
-    length = stored["data"]["length"] or config.max_length
-    length = length if known.length is None else known.length
+    length = settings.window_length(stored) if known.length is None else known.length
     if not 1 <= length <= config.max_length:
         raise ValueError(f"--length={known.length} must be from 1 to the model's max_length={config.max_length}.")
     if known.text is None and known.file is None:
-        return _first_example(stored, config, length)[:length]
+        return _first_example(stored, length)[:length]
     if not _is_text(stored):
         raise ValueError(f"data.name={stored['data']['name']!r} is not text. Leave out --text and --file.")
     given = Path(known.file).read_bytes() if known.text is None else known.text.encode()
@@ -88,10 +87,10 @@ def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.nd
     return np.concatenate([np.array([text.BEGIN_ID], np.int32), text.encode(given)])[:length]
 
 
-def _first_example(stored: dict[str, Any], config: ReformerConfig, length: int) -> np.ndarray:
+def _first_example(stored: dict[str, Any], length: int) -> np.ndarray:
     """Tokens of the first validation example: of `length` bytes of a text; others have a length of their own."""
     if not _is_text(stored):
-        length = stored["data"]["length"] or config.max_length
+        length = settings.window_length(stored)
     data = load.load(ConfigDict(stored["data"]), length)
     first = source.evaluation_batches(data, "valid", length=length, batch_size=1, max_examples=1)[0]
     return first["tokens"][0][first["mask"][0]]

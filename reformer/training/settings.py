@@ -104,16 +104,15 @@ def model_config(config: Config) -> ReformerConfig:
         raise ValueError(f"config.model: {error}") from error
 
 
-def window_length(config: ConfigDict) -> int:
+def window_length(config: Config) -> int:
     """Returns the number of tokens in a window."""
-    return config.model.max_length if config.data.length is None else config.data.length
+    return config["model"]["max_length"] if config["data"]["length"] is None else config["data"]["length"]
 
 
 def with_trained_buckets(config: Config) -> ReformerConfig:
     """Returns the model with the number of buckets that its training windows had, for sequences of other lengths."""
     model = model_config(config)
-    length = config["data"]["length"] or model.max_length
-    return dataclasses.replace(model, num_buckets=num_buckets(length, model))
+    return dataclasses.replace(model, num_buckets=num_buckets(window_length(config), model))
 
 
 def validate(config: ConfigDict) -> ReformerConfig:
