@@ -1,6 +1,6 @@
 """Cached decoding: its time per token at growing contexts, beside recomputing the whole sequence for every token.
 
-The model is that of `long_step.py`, with local-lsh and with full attention. With `--agreement`: how near the cached
+The model is that of `train_step.py`, with local-lsh and with full attention. With `--agreement`: how near the cached
 logits are to those of the whole forward pass, on a trained model's held-out data and for random models.
 
 Command: python benchmarks/decode.py
@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as eval_program
-from benchmarks import long_step, record
+from benchmarks import record, train_step
 from reformer import ReformerConfig, ReformerLM, decoding, num_buckets
 from reformer.training import batches, checkpoint
 
@@ -44,7 +44,7 @@ def seconds(run: Callable) -> float:
 
 def measure_time(pattern: str, context: int, num_tokens: int) -> dict:
     """Returns seconds of the prefill, per decoded token, and of a forward pass over all tokens for the last of them."""
-    config = long_step.make_config(context + (1 + NUM_REPEATS) * num_tokens, 0.0)
+    config = train_step.make_config(context + (1 + NUM_REPEATS) * num_tokens)
     config = dataclasses.replace(config, attention_pattern=PATTERNS[pattern])
     variables, rng = make_model(config), jax.random.key(1)
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, context, np.int32)

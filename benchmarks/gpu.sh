@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
 # What to measure where a GPU is available; results are appended to benchmarks/results/.
-#   benchmarks/gpu.sh [QUESTION ...]     long_step decode table2 text images; default: long_step
+#   benchmarks/gpu.sh [QUESTION ...]     train_step decode table2 text images; default: train_step
 # DATA is a folder with enwik8_prefix (or any text under that name) and images64.npz; runs are kept under RUNS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA="${DATA:-../shared/data}"
 RUNS="${RUNS:-runs/gpu}"
 
-long_step() {
-  for length in 65536 524288 1048576; do
-    python benchmarks/long_step.py --length "$length" --num_steps 5
-  done
+train_step() {
+  python benchmarks/train_step.py --length 65536 524288 1048576 --dropout_rate 0 0.05
 }
 
 decode() {
@@ -31,11 +29,11 @@ images() {
     --config.data.name=images --config.data.path="$DATA/images64.npz" --config.training.num_steps=1000
 }
 
-for question in "${@:-long_step}"; do
+for question in "${@:-train_step}"; do
   case "$question" in
-    long_step | decode | table2 | text | images) "$question" ;;
+    train_step | decode | table2 | text | images) "$question" ;;
     *)
-      echo "there is no question '$question'; choose from long_step decode table2 text images" >&2
+      echo "there is no question '$question'; choose from train_step decode table2 text images" >&2
       exit 1
       ;;
   esac

@@ -6,29 +6,35 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import jax
-import jaxlib
-
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "benchmarks" / "results"))
 
 
 def provenance() -> dict[str, Any]:
     """Returns the command, commit, versions and machine of this process; call it before the work, not after."""
+    import jax  # here, so that a process that measures another library does not hold JAX too
+
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]),
         "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain", "-uno") else ""),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        **versions("jax", "jaxlib"),
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "machine": _processor(),
         "num_cores": os.cpu_count(),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of installed packages."""
+    return {package: version(package) for package in packages}
 
 
 def append(name: str, record: dict[str, Any]) -> None:
@@ -42,6 +48,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def in_fresh_process(function: Callable, *args, **kwargs) -> Any:
+    """Returns function(*args, **kwargs), run in a process of its own, whose peak memory is then that of the call."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def peak_resident_bytes() -> int:
+    """Returns the most memory that this process has held, by Linux's account.
+
+    Not `ru_maxrss`, which a new process inherits from the one that started it.
+    """
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def _git(*arguments: str) -> str:

@@ -1,0 +1,174 @@
+"""One training step (loss and gradient, no optimizer): its time, speed, memory and compile time.
+
+The model is that of trax's and Hugging Face's half-a-million-token examples: 6 layers local-lsh, embed 256, 2 heads
+of 64, mlp 512, vocabulary 320, 1 hash, chunks of 64, ReLU.
+
+Command: python benchmarks/train_step.py --length 4096 16384 65536 --dropout_rate 0 0.05
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks import record
+from reformer import ReformerConfig, ReformerLM
+
+CHUNK_LENGTH = 4096  # tokens of the feed-forward, the projections and the loss at once: they stay in cache
+SHORTEST_CHUNKED = 8192
+
+
+def make_config(length: int, **changes) -> ReformerConfig:
+    """Returns the model for sequences of `length` tokens, with fields as in `changes`."""
+    chunk_length = CHUNK_LENGTH if length >= SHORTEST_CHUNKED else None
+    fields = {
+        "vocab_size": 320,
+        "max_length": length,
+        "num_layers": 6,
+        "embed_dim": 256,
+        "mlp_dim": 512,
+        "num_heads": 2,
+        "head_dim": 64,
+        "attention_pattern": ("local", "lsh"),
+        "num_hashes": 1,
+        "activation": "relu",
+        "axial_shape": axial_shape(length),
+        "axial_dims": (64, 192),
+        "mlp_chunk_length": chunk_length,
+        "loss_chunk_length": chunk_length,
+    }
+    return ReformerConfig(**(fields | changes))
+
+
+def axial_shape(length: int) -> tuple[int, int]:
+    """Returns two factors whose product is at least `length`, near its root; exact for powers of two."""
+    first = 2 ** (length.bit_length() // 2)
+    return first, -(-length // first)
+
+
+def make_step(config: ReformerConfig) -> tuple[Callable, tuple]:
+    """Returns a function of (params, tokens, rng) to (loss, gradients), not compiled, and arguments for it."""
+    model = ReformerLM(config)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, config.max_length), np.int32))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def loss(params, tokens, rng):
+        options = {"deterministic": False, "rngs": {"hash": rng, "dropout": rng}, "method": "loss"}
+        nats, weight = model.apply({"params": params}, tokens, jnp.roll(tokens, -1, axis=1), **options)
+        return nats / weight
+
+    return jax.value_and_grad(loss), (params, tokens, jax.random.key(1))
+
+
+def scratch_bytes(step: Callable, arguments: tuple) -> int:
+    """Returns what XLA plans as scratch; on CPU without the fusions that would hide some of it."""
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    try:
+        compiled = jax.jit(step).lower(*arguments).compile(options)
+    except jax.errors.JaxRuntimeError:  # a jaxlib without this option
+        compiled = jax.jit(step).lower(*arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def flop_per_token(config: ReformerConfig) -> float:
+    """Returns the matrix-product operations per token of a step: a forward pass, and in the backward pass 2 of its cost
+    for the cotangents, and 1 more to compute the values again if the stack is reversible."""
+    embed, width = config.embed_dim, config.num_heads * config.head_dim
+    projections = {"local": 4, "full": 4, "lsh": 3}
+    total = 0.0
+    for i in range(config.num_layers):
+        kind = config.attention_pattern[i % len(config.attention_pattern)]
+        keys = config.max_length / 2 if kind == "full" else getattr(config, f"{kind}_chunk_length") * 2
+        rounds = config.num_hashes if kind == "lsh" else 1
+        linear = 2 * embed * width * projections[kind] + 4 * embed * config.mlp_dim
+        total += linear + rounds * 4 * width * keys
+    passes = 4 if config.reversible else 3
+    return passes * total + 3 * 2 * 2 * embed * config.vocab_size
+
+
+def matmul_rate(config: ReformerConfig, num_repeats: int = 9) -> float:
+    """Returns FLOP/s of the feed-forward's matrix products on cached operands, as what this machine can do."""
+    rows = min(config.max_length, CHUNK_LENGTH)
+    x = jax.random.normal(jax.random.key(0), (rows, config.embed_dim))
+    w = jax.random.normal(jax.random.key(1), (config.embed_dim, config.mlp_dim))
+    multiply = jax.jit(jnp.dot).lower(x, w).compile()
+    multiply(x, w).block_until_ready()
+    seconds = []
+    for _ in range(num_repeats):
+        began = time.perf_counter()
+        multiply(x, w).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * rows * config.embed_dim * config.mlp_dim / min(seconds)
+
+
+def measure(length: int, num_steps: int, **changes) -> dict:
+    """Measures one configuration in this process, which should be a fresh one: peak memory is the process's."""
+    config = make_config(length, **changes)
+    step, arguments = make_step(config)
+    lowered = jax.jit(step).lower(*arguments)
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - began
+    params, tokens, _ = arguments
+
+    def run(i: int) -> float:
+        rng, began = jax.random.key(i), time.perf_counter()
+        result = jax.block_until_ready(compiled(params, tokens, rng))
+        seconds = time.perf_counter() - began
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(result)):
+            raise FloatingPointError(f"step {i}: the loss {result[0]} or its gradient is not finite")
+        return seconds
+
+    first, *others = [run(i) for i in range(1 + num_steps)] if num_steps > 1 else [run(0)]
+    median = statistics.median(others or [first])
+    peak = record.peak_resident_bytes()
+    rate = flop_per_token(config) * length / median
+    return {
+        "compile_seconds": round(compile_seconds, 1),
+        "step_seconds": round(median, 3),
+        "tokens_per_second": round(length / median),
+        "gflops": round(rate / 1e9, 1),
+        "share_of_matmul_rate": round(rate / matmul_rate(config), 3),
+        "peak_resident_gb": round(peak / 1e9, 2),
+        "scratch_gb": round(scratch_bytes(step, arguments) / 1e9, 3),
+    }
+
+
+def main() -> None:
+    """Measures every combination, prints a table and appends JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--length", type=int, nargs="+", default=[4096, 16_384])
+    parser.add_argument("--dropout_rate", type=float, nargs="+", default=[0.0, 0.05])
+    parser.add_argument("--num_hashes", type=int, nargs="+", default=[1])
+    parser.add_argument("--num_heads", type=int, default=2)
+    parser.add_argument("--num_steps", type=int, default=5, help="timed steps after one to warm up; 1 = no warm-up")
+    parser.add_argument("--not_reversible", action="store_true")
+    parser.add_argument("--dtype", default="float32")
+    arguments = parser.parse_args()
+    origin = record.provenance()
+    rows = []
+    for length, rate, num_hashes in itertools.product(arguments.length, arguments.dropout_rate, arguments.num_hashes):
+        changes = {
+            "dropout_rate": rate,
+            "num_hashes": num_hashes,
+            "num_heads": arguments.num_heads,
+            "reversible": not arguments.not_reversible,
+            "dtype": arguments.dtype,
+        }
+        result = record.in_fresh_process(measure, length, arguments.num_steps, **changes)
+        row = {"length": length, **changes, **result}
+        record.append("train_step", row | origin)
+        rows.append(row)
+    print(record.markdown(list(rows[0]), [list(row.values()) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()
