@@ -79,8 +79,10 @@ def scratch_bytes(step: Callable, arguments: tuple) -> int:
 
 
 def flop_per_token(config: ReformerConfig) -> float:
-    """Returns the matrix-product operations per token of a step: a forward pass, and in the backward pass 2 of its cost
-    for the cotangents, and 1 more to compute the values again if the stack is reversible."""
+    """Returns the matrix-product operations per token of a step.
+
+    A forward pass, twice its cost for the cotangents, and once more to compute the values again if it is reversible.
+    """
     embed, width = config.embed_dim, config.num_heads * config.head_dim
     projections = {"local": 4, "full": 4, "lsh": 3}
     total = 0.0

@@ -13,7 +13,7 @@ from reformer.config import ReformerConfig
 from reformer.layers import stack
 from reformer.layers.attention import Fixed, falls_back_to_full, num_buckets, padded_length
 from reformer.layers.embeddings import Embeddings
-from reformer.layers.feed_forward import layer_norm
+from reformer.layers.linear import LayerNorm, dense
 from reformer.ops import hashing
 from reformer.ops.dropout import draw_seed, dropout, fold, rows
 from reformer.ops.losses import chunked_cross_entropy, chunked_scores
@@ -36,8 +36,8 @@ class ReformerLM(nn.Module):
         config = self.config
         self.embeddings = Embeddings(config)
         self.stack = stack.stacked_blocks(config)
-        self.norm = layer_norm(config)
-        self.head = _head(config)
+        self.norm = LayerNorm(config)
+        self.head = dense(config, config.vocab_size)
 
     def __call__(
         self,
@@ -245,22 +245,12 @@ def draw_rotations(
     return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
 
 
-def _head(config: ReformerConfig, **kwargs) -> nn.Dense:
-    return nn.Dense(
-        config.vocab_size,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.dtype(config.param_dtype),
-        kernel_init=nn.initializers.glorot_uniform(),
-        **kwargs,
-    )
-
-
 def _logits(config: ReformerConfig, params, streams, row, seed):
     """LayerNorm of the two streams side by side, dropout, and the projection to the vocabulary."""
-    hidden: Any = layer_norm(config, parent=None).apply({"params": params["norm"]}, jnp.concatenate(streams, axis=-1))
+    hidden: Any = LayerNorm(config, parent=None).apply({"params": params["norm"]}, jnp.concatenate(streams, axis=-1))
     if seed is not None:
         hidden = dropout(hidden, config.dropout_rate, seed, row)
-    logits: Any = _head(config, parent=None).apply({"params": params["head"]}, hidden)
+    logits: Any = dense(config, config.vocab_size, parent=None).apply({"params": params["head"]}, hidden)
     logits = constrain(logits, "act_batch", "act_length", "act_vocab")
     return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.layers.feed_forward import layer_norm
+from reformer.layers.linear import LayerNorm, dense
 from reformer.ops import attention as ops
 from reformer.ops import hashing
 from reformer.ops.dropout import dropout, fold
@@ -93,21 +93,15 @@ class SelfAttention(nn.Module):
     def setup(self):
         """Declares the parts."""
         config = self.config
-        kinds = {
-            "use_bias": False,
-            "dtype": jnp.dtype(config.dtype),
-            "param_dtype": jnp.dtype(config.param_dtype),
-            "kernel_init": nn.initializers.glorot_uniform(),
-        }
         heads = (config.num_heads, config.head_dim)
-        self.norm = layer_norm(config)
+        self.norm = LayerNorm(config)
         if is_shared(config, self.kind):
-            self.query_key = nn.DenseGeneral(heads, **kinds)
+            self.query_key = dense(config, heads, use_bias=False)
         else:
-            self.query = nn.DenseGeneral(heads, **kinds)
-            self.key = nn.DenseGeneral(heads, **kinds)
-        self.value = nn.DenseGeneral(heads, **kinds)
-        self.output = nn.DenseGeneral(config.embed_dim, axis=(-2, -1), **kinds)
+            self.query = dense(config, heads, use_bias=False)
+            self.key = dense(config, heads, use_bias=False)
+        self.value = dense(config, heads, use_bias=False)
+        self.output = dense(config, config.embed_dim, axis=(-2, -1), use_bias=False)
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
         """Visits every parameter, to create them; the stack runs `project`, attention and `combine`."""

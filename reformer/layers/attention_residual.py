@@ -108,9 +108,9 @@ class AttentionResidual:
             cotangent, row = chunk
             batch, length = row.shape
             shape = (batch, self.config.num_heads, length, self.config.head_dim)
-            like = jax.ShapeDtypeStruct(shape, projected.value.dtype)
-            combine = jax.linear_transpose(lambda y: self._combine(params, y, row, x.dtype, fixed.seed), like)
-            return combine(cotangent)[0]
+            unused = jnp.zeros(shape, projected.value.dtype)
+            _, vjp = jax.vjp(lambda y: self._combine(params, y, row, x.dtype, fixed.seed), unused)
+            return vjp(cotangent)[0]
 
         return map_chunks(transpose, (cotangent, rows(x)), self.config.mlp_chunk_length, in_axis=1, out_axis=2)
 

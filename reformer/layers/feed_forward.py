@@ -1,13 +1,12 @@
 """Position-wise feed-forward layer."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
 from reformer.config import ReformerConfig
+from reformer.layers.linear import LayerNorm, dense
 from reformer.ops.dropout import dropout, fold
 from reformer.ops.reversible import Residual, position_wise
 from reformer.sharding import constrain
@@ -53,30 +52,17 @@ class FeedForward(nn.Module):
           The residual, in the type of `x`.
         """
         config = self.config
-        kinds: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         rate = 0.0 if seed is None else config.dropout_rate
-        normed = layer_norm(config, name="norm")(x).astype(kinds["dtype"])
-        hidden = nn.Dense(config.mlp_dim, name="hidden", kernel_init=nn.initializers.glorot_uniform(), **kinds)(normed)
+        normed = LayerNorm(config, name="norm")(x).astype(config.dtype)
+        hidden = dense(config, config.mlp_dim, name="hidden")(normed)
         hidden = constrain(hidden, "act_batch", "act_length", "act_mlp")
         if rate:
             hidden = dropout(hidden, rate, fold(seed, 0), row)
         hidden = ACTIVATIONS[config.activation](hidden)
-        out = nn.Dense(config.embed_dim, name="output", kernel_init=nn.initializers.glorot_uniform(), **kinds)(hidden)
+        out = dense(config, config.embed_dim, name="output")(hidden)
         if rate:
             out = dropout(out, rate, fold(seed, 1), row)
         return out.astype(x.dtype)
-
-
-def layer_norm(config: ReformerConfig, **kwargs) -> nn.LayerNorm:
-    """LayerNorm in at least float32, whatever the compute type."""
-    wide = jnp.promote_types(jnp.float32, config.dtype)
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_epsilon,
-        dtype=wide,
-        param_dtype=jnp.dtype(config.param_dtype),
-        use_fast_variance=False,
-        **kwargs,
-    )
 
 
 def feed_forward_residual(config: ReformerConfig) -> Residual:

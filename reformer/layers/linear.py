@@ -1,0 +1,34 @@
+"""Dense layers and layer normalisation as all layers use them."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from reformer.config import ReformerConfig
+from reformer.ops import linear
+
+
+def dense(config: ReformerConfig, features: int | tuple[int, ...], **kwargs) -> nn.DenseGeneral:
+    """A dense layer in the model's types; `kwargs` as in `nn.DenseGeneral`."""
+    return nn.DenseGeneral(
+        features,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        kernel_init=nn.initializers.glorot_uniform(),
+        dot_general=linear.dot_general,
+        **kwargs,
+    )
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm in at least float32, whatever the compute type."""
+
+    config: ReformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows features"]:
+        """Normalises, scales and shifts every row."""
+        shape, dtype = x.shape[-1:], jnp.dtype(self.config.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        return linear.layer_norm(self.config.layer_norm_epsilon, x, scale, bias)
