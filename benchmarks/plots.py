@@ -1,6 +1,7 @@
 """Pictures of the results: attention against length, memory, and the training step beside the other libraries.
 
-Of several measurements of the same thing the last one in the file counts. A picture without results is left out.
+Of several measurements of the same thing the last one in the file counts. Every kind of device has pictures of its
+own; a picture without results is left out.
 
 Command: python benchmarks/plots.py
          python benchmarks/plots.py --output FOLDER
@@ -9,12 +10,12 @@ Command: python benchmarks/plots.py
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
@@ -48,12 +49,9 @@ def read(name: str, *key_fields: str) -> list[dict]:
     return list(found.values())
 
 
-def draw_peers() -> Figure | None:
+def draw_peers(rows: list[dict]) -> Figure:
     """Step time and peak memory against length, a column for every dropout rate."""
-    rows = read("peers", "library", "length", "dropout_rate", "num_hashes", "num_heads")
     rates = sorted({row["dropout_rate"] for row in rows})
-    if not rows:
-        return None
     figure = new_figure(width=4.4 * len(rates), height=6.6)
     panels = figure.subplots(2, len(rates), squeeze=False, sharex=True, sharey="row")
     for column, rate in enumerate(rates):
@@ -71,11 +69,8 @@ def draw_peers() -> Figure | None:
     return describe(figure, "A training step, 6 layers local-LSH of width 256: time and memory", rows)
 
 
-def draw_attention() -> Figure | None:
+def draw_attention(rows: list[dict]) -> Figure:
     """Time per token and head against length, and time against hash rounds at one length."""
-    rows = read("attention", "sweep", "kind", "length", "dtype", "device")
-    if not rows:
-        return None
     by_length = [row for row in rows if row["sweep"] == "length"]
     by_rounds = [{**row, "rounds": int(row["kind"][4:])} for row in rows if row["sweep"] == "num_hashes"]
     figure = new_figure(width=10, height=4.4)
@@ -91,14 +86,12 @@ def draw_attention() -> Figure | None:
     right.set(xlabel="hash rounds", ylabel="milliseconds, 2 heads", title="LSH against hash rounds")
     right.legend(fontsize="small")
     finish(left), finish(right)
-    return describe(figure, "Attention alone, heads of 64, chunks of 64", rows)
+    dtypes = ", ".join(sorted({row["dtype"] for row in rows}))
+    return describe(figure, f"Attention alone, heads of 64, chunks of 64, {dtypes}", rows)
 
 
-def draw_memory() -> Figure | None:
+def draw_memory(rows: list[dict]) -> Figure:
     """Planned scratch, and where it was measured resident memory, against depth, length and batch."""
-    rows = [row for row in read("memory", "sweep", *SWEEPS, "reversible", "budget_gb") if row["sweep"] in SWEEPS]
-    if not rows:
-        return None
     figure = new_figure(width=12, height=4.2)
     for axes, (sweep, name) in zip(figure.subplots(1, 3, sharey=True), SWEEPS.items(), strict=True):
         for reversible, (label, style) in STACKS.items():
@@ -107,7 +100,11 @@ def draw_memory() -> Figure | None:
             resident = [row for row in mine if "peak_resident_gb" in row]
             faint = {**style, "linestyle": ":", "alpha": 0.5}
             draw_line(axes, resident, sweep, "peak_resident_gb", f"{label}: resident in all", faint)
-        fixed = {"num_layers": "4,096 tokens, batch 1", "length": "6 layers, batch 1", "batch_size": "6 layers, 4,096"}
+        fixed = {
+            "num_layers": "4,096 tokens, batch 1",
+            "length": "6 layers, batch 1",
+            "batch_size": "6 layers, 4,096 tokens",
+        }
         axes.set(xlabel=name, ylabel="GB", title=fixed[sweep])
         axes.label_outer()
         finish(axes)
@@ -138,8 +135,9 @@ def finish(axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.12g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3, which="both")
 
 
@@ -160,11 +158,20 @@ def describe(figure: Figure, title: str, rows: list[dict]) -> Figure:
     return figure
 
 
-PICTURES: dict[str, Callable[[], Figure | None]] = {
-    "benchmark_peers": draw_peers,
-    "benchmark_attention": draw_attention,
-    "benchmark_memory": draw_memory,
+PICTURES: dict[str, tuple[Callable[[list[dict]], Figure], tuple[str, ...]]] = {
+    "peers": (draw_peers, ("library", "length", "dropout_rate")),
+    "attention": (draw_attention, ("sweep", "kind", "length")),
+    "memory": (draw_memory, ("sweep", *SWEEPS, "reversible")),
 }
+
+
+def draw_all() -> Iterator[tuple[str, Figure]]:
+    """Yields names of files and pictures: of every benchmark with results, for every device that it ran on."""
+    for name, (draw, key_fields) in PICTURES.items():
+        rows = [row for row in read(name, "device", *key_fields) if row.get("sweep") != "longest"]
+        for device in sorted({row["device"] for row in rows}):
+            file_name = f"benchmark_{name}_{device.lower().replace(' ', '_')}.png"
+            yield file_name, draw([row for row in rows if row["device"] == device])
 
 
 def main() -> None:
@@ -173,9 +180,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=record.ROOT / "docs" / "pictures")
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
-    for name, draw in PICTURES.items():
-        if (figure := draw()) is not None:
-            print(pictures.save(figure, output / f"{name}.png"))
+    for file_name, figure in draw_all():
+        print(pictures.save(figure, output / file_name))
 
 
 if __name__ == "__main__":
