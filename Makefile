@@ -1,10 +1,13 @@
-# `make train` and `make test` need nothing but Python 3.11 or later; both create the environment first.
+# `make train`, `make test` and `make bench` need nothing but Python 3.11 or later; they create the environment first.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/stdlib
+PEERS := .venv-peers
+# Results and pictures of these runs. Those of the README are kept by BENCHMARK_RESULTS=benchmarks/results.
+export BENCHMARK_RESULTS ?= runs/bench
 
-.PHONY: train test test-fast lint format clean
+.PHONY: train test test-fast lint format bench bench-peers clean
 
 train: $(VENV)/train.stamp
 	$(RUN) train.py --config=configs/stdlib.py --workdir=$(WORKDIR)
@@ -24,6 +27,18 @@ format: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+bench: $(VENV)/train.stamp
+	$(RUN) benchmarks/train_step.py --length 4096 --dropout_rate 0
+	$(RUN) benchmarks/attention.py --length 512 1024 2048 4096 8192 --sweep_length 4096
+	$(RUN) benchmarks/memory.py --num_layers 6 48 --length 4096 16384 --batch_size 1 4 --budgets_gb
+	$(RUN) benchmarks/decode.py --contexts 1024 4096 --num_tokens 16
+	$(RUN) benchmarks/plots.py --output $(BENCHMARK_RESULTS)
+
+bench-peers: $(PEERS)/peers.stamp
+	$(PEERS)/bin/python benchmarks/peers.py --length 4096
+	$(PEERS)/bin/python benchmarks/peer_gradients.py
+	$(PEERS)/bin/python benchmarks/plots.py --output $(BENCHMARK_RESULTS)
+
 $(VENV)/train.stamp: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; run: make PYTHON=/path/to/python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -34,5 +49,10 @@ $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/train.stamp
 	$(VENV)/bin/pip install --quiet --upgrade -r requirements-dev.txt
 	touch $@
 
+$(PEERS)/peers.stamp: benchmarks/requirements-peers.txt requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --upgrade -r benchmarks/requirements-peers.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .mypy_cache

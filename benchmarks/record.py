@@ -39,7 +39,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def append(name: str, record: dict[str, Any]) -> None:
     """Appends a record to `results/NAME.jsonl`."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
 

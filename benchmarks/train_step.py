@@ -54,28 +54,48 @@ def axial_shape(length: int) -> tuple[int, int]:
     return first, -(-length // first)
 
 
-def make_step(config: ReformerConfig) -> tuple[Callable, tuple]:
+def make_step(config: ReformerConfig, batch_size: int = 1) -> tuple[Callable, tuple]:
     """Returns a function of (params, tokens, rng) to (loss, gradients), not compiled, and arguments for it."""
+    shape = (batch_size, config.max_length)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32))
+    params = jax.jit(ReformerLM(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return make_gradient(config), (params, tokens, jax.random.key(1))
+
+
+def abstract_step(config: ReformerConfig, batch_size: int = 1) -> tuple[Callable, tuple]:
+    """Returns the function of `make_step`, and the shapes of its arguments: no arrays, whatever the length."""
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((batch_size, config.max_length), jnp.int32)
+    params = jax.eval_shape(ReformerLM(config).init, rng, tokens)["params"]
+    return make_gradient(config), (params, tokens, rng)
+
+
+def make_gradient(config: ReformerConfig) -> Callable:
+    """Returns a function of (params, tokens, rng) to the mean loss in nats and its gradient."""
     model = ReformerLM(config)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, config.max_length), np.int32))
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
     def loss(params, tokens, rng):
         options = {"deterministic": False, "rngs": {"hash": rng, "dropout": rng}, "method": "loss"}
         nats, weight = model.apply({"params": params}, tokens, jnp.roll(tokens, -1, axis=1), **options)
         return nats / weight
 
-    return jax.value_and_grad(loss), (params, tokens, jax.random.key(1))
+    return jax.value_and_grad(loss)
 
 
 def scratch_bytes(step: Callable, arguments: tuple) -> int:
-    """Returns what XLA plans as scratch; on CPU without the fusions that would hide some of it."""
+    """Returns what XLA plans as scratch; `arguments` may be shapes."""
+    return plan_memory(step, arguments).temp_size_in_bytes
+
+
+def plan_memory(step: Callable, arguments: tuple):
+    """Returns XLA's account of the bytes of a program; on CPU without the fusions that would hide some of it."""
     options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    lowered = jax.jit(step).lower(*arguments)
     try:
-        compiled = jax.jit(step).lower(*arguments).compile(options)
+        compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError:  # a jaxlib without this option
-        compiled = jax.jit(step).lower(*arguments).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+        compiled = lowered.compile()
+    return compiled.memory_analysis()
 
 
 def flop_per_token(config: ReformerConfig) -> float:

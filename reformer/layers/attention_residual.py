@@ -33,40 +33,48 @@ class AttentionResidual:
     config: ReformerConfig
     kind: str
 
-    def apply(self, params, x, context, fixed: Fixed, order: Order | None):
-        """The value and what is saved, as `reversible.Residual` has it."""
+    def apply(self, params, x, onto, context, fixed: Fixed):
+        """As `reversible.Residual` has it."""
         del context
         projected = self._project_all(params, x)
-        plan, attention_context = self._prepare(projected, fixed, order)
-        return self._attend_and_combine(params, x, projected, plan, attention_context, fixed), attention_context.order
+        plan, attention_context = self._prepare(projected, fixed, None)
+        added = self._attend_and_combine(params, onto, projected, plan, attention_context, fixed)
+        return added, attention_context.order
 
-    def apply_and_observe(self, observe: Callable[[Arrays, Plan, Context], Any], params, x, fixed: Fixed):
-        """The value, and what `observe` makes of the projections, the plan and the context of the attention."""
+    def apply_and_observe(self, observe: Callable[[Arrays, Plan, Context], Any], params, x, onto, fixed: Fixed):
+        """`apply`, and what `observe` makes of the projections, the plan and the context of the attention."""
         projected = self._project_all(params, x)
         plan, attention_context = self._prepare(projected, fixed, None)
-        value = self._attend_and_combine(params, x, projected, plan, attention_context, fixed)
-        return value, observe(projected, plan, attention_context)
+        added = self._attend_and_combine(params, onto, projected, plan, attention_context, fixed)
+        return added, observe(projected, plan, attention_context)
 
-    def value_and_vjp(self, params, x, context, fixed: Fixed, order: Order | None, cotangent):
-        """The value and the cotangents, as `reversible.Residual` has it."""
+    def undo(self, params, x, onto, context, fixed: Fixed, order: Order | None, cotangent, onto_cotangent):
+        """As `reversible.Residual` has it."""
         chunk_length = self.config.mlp_chunk_length
         projected = self._project_all(params, x)
         plan, attention_context = self._prepare(projected, fixed, order)
         of_attended = self._transpose_combine(params, x, projected, fixed, cotangent)
         attended, of_projected = _attend_with_gradients(plan, projected, attention_context, of_attended)
-        value, of_output, _ = chunked_vjp(
+        rebuilt, of_output, _ = chunked_vjp(
             lambda params, attended, row: self._combine(params, attended, row, x.dtype, fixed.seed),
             params,
             (attended, cotangent, rows(x)),
             chunk_length,
             in_axis=(2, 1, 1),
             out_axis=(1, 2),
+            onto=(onto, None),
         )
         _, of_projections, of_x = chunked_vjp(
-            self._project, params, (x, of_projected), chunk_length, in_axis=(1, 2), out_axis=(2, 1)
+            self._project,
+            params,
+            (x, of_projected),
+            chunk_length,
+            in_axis=(1, 2),
+            out_axis=(2, 1),
+            onto=(None, onto_cotangent),
         )
         of_params = jax.tree.map(jnp.add, of_output, of_projections)
-        return value, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
+        return rebuilt, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
 
     @property
     def _layer(self) -> SelfAttention:
@@ -92,13 +100,14 @@ class AttentionResidual:
             seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
         return plan, Context(fixed.mask, order, seeds)
 
-    def _attend_and_combine(self, params, x, projected: Arrays, plan: Plan, context: Context, fixed: Fixed):
+    def _attend_and_combine(self, params, onto, projected: Arrays, plan: Plan, context: Context, fixed: Fixed):
         return map_chunks(
-            lambda pair: self._combine(params, pair[0], pair[1], x.dtype, fixed.seed),
-            (_attend(plan, projected, context), rows(x)),
+            lambda pair: self._combine(params, pair[0], pair[1], onto.dtype, fixed.seed),
+            (_attend(plan, projected, context), rows(onto)),
             self.config.mlp_chunk_length,
             in_axis=(2, 1),
             out_axis=1,
+            onto=onto,
         )
 
     def _transpose_combine(self, params, x, projected: Arrays, fixed: Fixed, cotangent):
@@ -118,7 +127,7 @@ class AttentionResidual:
 def attention_residual(config: ReformerConfig, kind: str) -> Residual:
     """The layer as the reversible stack takes it."""
     of_layer = AttentionResidual(config, kind)
-    return Residual(of_layer.apply, of_layer.value_and_vjp)
+    return Residual(of_layer.apply, of_layer.undo)
 
 
 _CONTEXT_SPEC = Context._make([sharding.BATCH, sharding.BATCH_HEADS, sharding.BATCH_HEADS])

@@ -112,9 +112,9 @@ def observe_stack(
         seen = []
         for i, kind in enumerate(pattern):
             attention = AttentionResidual(config, kind)
-            value, saw = attention.apply_and_observe(partial(observe, i), params[2 * i], x2, fixed[2 * i])
-            x1, x2 = x2, x1 + value
-            x1, x2 = x2, x1 + feed_forward.apply(params[2 * i + 1], x2, (), fixed[2 * i + 1], None)[0]
+            added, saw = attention.apply_and_observe(partial(observe, i), params[2 * i], x2, x1, fixed[2 * i])
+            x1, x2 = x2, added
+            x1, x2 = x2, feed_forward.apply(params[2 * i + 1], x2, x1, (), fixed[2 * i + 1])[0]
             seen.append(saw)
         return (x1, x2), tuple(seen)
 

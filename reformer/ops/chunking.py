@@ -100,7 +100,7 @@ def flatten(blocks: jax.Array) -> jax.Array:
     return blocks.reshape(-1, *blocks.shape[3:])
 
 
-def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, out_axis):
+def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, out_axis, onto=None):
     """Applies `fn` to chunks of `x` along an axis, one after another, and writes the results side by side.
 
     Args:
@@ -112,6 +112,8 @@ def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, ou
         when it does not divide the size is a call of its own.
       in_axis: the axis, for all leaves of `x` or as a pytree prefix of it.
       out_axis: likewise of the result.
+      onto: what the result is added to, as a pytree prefix of it; None = nothing, for all or for a part. An array
+        that is not used afterwards becomes the result in place.
 
     Returns:
       The last carry and the joined results.
@@ -119,7 +121,8 @@ def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, ou
     first_leaf, in_axes = jax.tree.leaves(x)[0], jax.tree.broadcast(in_axis, x)
     size = first_leaf.shape[jax.tree.leaves(in_axes)[0]]
     if chunk_length is None or chunk_length >= size:
-        return fn(carry, x)
+        carry, result = fn(carry, x)
+        return carry, _map_parts(lambda to, new: new if to is None else to + new, onto, result)
 
     def slice_chunk(start, length):
         return jax.tree.map(lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, start, length, axis), x, in_axes)
@@ -127,24 +130,43 @@ def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, ou
     def visit(state, start, length):
         carry, out = state
         carry, new = fn(carry, slice_chunk(start, length))
-        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start)
-        return carry, jax.tree.map(lambda whole, part, axis: write(whole, part, axis=axis), out, new, out_axes)
+
+        def write(to, whole, part, axis):
+            if to is not None:
+                part += jax.lax.dynamic_slice_in_dim(whole, start, length, axis)
+            return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+
+        return carry, _map_parts(write, onto, out, new, out_axes)
 
     result = jax.eval_shape(lambda: fn(carry, slice_chunk(0, chunk_length))[1])
     out_axes = jax.tree.broadcast(out_axis, result)
     # Made from `x`, so that the compiler cannot allocate it long before `x` exists; every element is overwritten.
     nothing = 0 * first_leaf[(0,) * first_leaf.ndim]
-    out = jax.tree.map(
-        lambda r, axis: jnp.broadcast_to(nothing.astype(r.dtype), (*r.shape[:axis], size, *r.shape[axis + 1 :])),
-        result,
-        out_axes,
-    )
+
+    def start_with(to, like, axis):
+        shape = (*like.shape[:axis], size, *like.shape[axis + 1 :])
+        return jnp.broadcast_to(nothing.astype(like.dtype), shape) if to is None else to
+
     num_chunks, rest = divmod(size, chunk_length)
+    state = (carry, _map_parts(start_with, onto, result, out_axes))
     starts = jnp.arange(num_chunks) * chunk_length
-    state = jax.lax.scan(lambda state, start: (visit(state, start, chunk_length), None), (carry, out), starts)[0]
+    state = jax.lax.scan(lambda state, start: (visit(state, start, chunk_length), None), state, starts)[0]
     return visit(state, num_chunks * chunk_length, rest) if rest else state
 
 
-def map_chunks(fn: Callable, x, chunk_length: int | None, *, in_axis, out_axis):
+def _map_parts(fn: Callable, onto, *trees):
+    """Maps fn(leaf of `onto` or None, *leaves) over trees of which `onto` is a prefix with None for absent parts."""
+
+    def on_part(to, *parts):
+        return jax.tree.map(lambda *leaves: fn(to, *leaves), *parts)
+
+    return jax.tree.map(on_part, onto, *trees, is_leaf=lambda part: part is None)
+
+
+def map_chunks(fn: Callable, x, chunk_length: int | None, *, in_axis, out_axis, onto=None):
     """`scan_chunks` without a carry."""
-    return scan_chunks(lambda _, chunk: (None, fn(chunk)), None, x, chunk_length, in_axis=in_axis, out_axis=out_axis)[1]
+
+    def visit(_, chunk):
+        return None, fn(chunk)
+
+    return scan_chunks(visit, None, x, chunk_length, in_axis=in_axis, out_axis=out_axis, onto=onto)[1]

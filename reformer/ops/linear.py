@@ -1,7 +1,7 @@
 """Matrix products and layer normalisation, with gradients in the form that is fast on every backend.
 
-What JAX derives for a matrix product first makes the transpose of the weights' gradient, and XLA on CPU then copies
-operands to make it; for rows with more than one axis it copies them too. What it derives for a layer normalisation differentiates through the root.
+What JAX derives for a matrix product makes the transpose of the kernel's gradient, and for rows with more than one axis
+XLA on CPU copies the operands first. What it derives for a layer normalisation differentiates through the root.
 """
 
 import math

@@ -23,29 +23,42 @@ from reformer.ops.dropout import rows
 
 
 class Residual(NamedTuple):
-    """One residual function f of a reversible stack.
+    """One residual function f of a reversible stack, in the two ways in which the stack runs it.
+
+    Values and cotangents are added to arrays that the caller gives up, chunk by chunk: a value as
+    long as a stream never exists beside it.
 
     Attributes:
-      apply: (params, x, context, fixed, saved) -> (value, saved). `context` is a float pytree shared
-        by all layers and differentiated, `fixed` what is not differentiated (masks, seeds). `saved`
-        is None in the forward pass, and what it returned then when the value is computed again: the
-        discrete decisions that must not change when `x` is rebuilt with a rounding error.
-      value_and_vjp: (params, x, context, fixed, saved, cotangent) -> (value, cotangents of params, x
-        and context): what the reverse sweep subtracts, and the gradients, together.
+      apply: (params, x, onto, context, fixed) -> (onto + f(x), saved). `context` is a float pytree
+        shared by all layers and differentiated, `fixed` what is not differentiated (masks, seeds).
+        `saved` are the discrete decisions that must not change when `x` is rebuilt with a rounding error.
+      undo: (params, x, onto, context, fixed, saved, cotangent, onto_cotangent) -> (onto - f(x),
+        cotangent of params, onto_cotangent + that of x, cotangent of context): what the reverse
+        sweep rebuilds, and the gradients, together.
     """
 
     apply: Callable
-    value_and_vjp: Callable
+    undo: Callable
 
 
-def residual(apply: Callable) -> Residual:
-    """A residual function whose vjp is found by tracing it."""
+def residual(value: Callable) -> Residual:
+    """A residual function whose vjp is found by tracing it.
 
-    def value_and_vjp(params, x, context, fixed, saved, cotangent):
-        value, vjp = jax.vjp(lambda *args: apply(*args, fixed, saved)[0], params, x, context)
-        return value, *vjp(cotangent)
+    Args:
+      value: (params, x, context, fixed, saved) -> (f(x), saved); `saved` is None in the forward pass, and what was
+        returned then when the value is computed again.
+    """
 
-    return Residual(apply, value_and_vjp)
+    def apply(params, x, onto, context, fixed):
+        out, saved = value(params, x, context, fixed, None)
+        return onto + out, saved
+
+    def undo(params, x, onto, context, fixed, saved, cotangent, onto_cotangent):
+        out, vjp = jax.vjp(lambda *args: value(*args, fixed, saved)[0], params, x, context)
+        of_params, of_x, of_context = vjp(cotangent)
+        return onto - out, of_params, onto_cotangent + of_x, of_context
+
+    return Residual(apply, undo)
 
 
 def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
@@ -60,24 +73,27 @@ def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
       chunk_length: tokens of a sequence per chunk; None = all at once.
     """
 
-    def on_pairs(fixed):
-        return lambda params, x, row: fn(params, x, row, fixed)
+    def apply(params, x, onto, context, fixed):
+        del context
+        chunks = partial(map_chunks, in_axis=1, out_axis=1, onto=onto)
+        return chunks(lambda pair: fn(params, *pair, fixed), (x, rows(x)), chunk_length), ()
 
-    def apply(params, x, context, fixed, saved):
-        del context, saved
-        run = on_pairs(fixed)
-        return map_chunks(lambda pair: run(params, *pair), (x, rows(x)), chunk_length, in_axis=1, out_axis=1), ()
-
-    def value_and_vjp(params, x, context, fixed, saved, cotangent):
+    def undo(params, x, onto, context, fixed, saved, cotangent, onto_cotangent):
         del saved
-        value_and_cotangents = chunked_vjp(on_pairs(fixed), params, (x, cotangent, rows(x)), chunk_length)
-        return *value_and_cotangents, jax.tree.map(jnp.zeros_like, context)
+        rebuilt, of_params, of_x = chunked_vjp(
+            lambda params, x, row: fn(params, x, row, fixed),
+            params,
+            (x, cotangent, rows(x)),
+            chunk_length,
+            onto=(onto, onto_cotangent),
+        )
+        return rebuilt, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
 
-    return Residual(apply, value_and_vjp)
+    return Residual(apply, undo)
 
 
-def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1):
-    """Value and cotangents of a position-wise function, chunk by chunk in one pass.
+def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None):
+    """Negated value and cotangents of a position-wise function, chunk by chunk in one pass.
 
     Args:
       fn: (params, x, *others) -> value.
@@ -86,20 +102,21 @@ def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *
       chunk_length: tokens of a sequence per chunk; None = all at once.
       in_axis: the axis of the length, for all leaves of `arrays` or as a pytree prefix of it.
       out_axis: likewise of the value and the cotangent of x.
+      onto: a pair, what the negated value and the cotangent of x are added to; None = nothing.
 
     Returns:
-      The value, the cotangents of params, and those of x.
+      Minus the value, the cotangents of params, and those of x.
     """
 
     def visit(total, chunk):
         x, cotangent, *others = chunk
         value, vjp = jax.vjp(lambda params, x: fn(params, x, *others), params, x)
         of_params, of_x = vjp(cotangent)
-        return jax.tree.map(jnp.add, total, of_params), (value, of_x)
+        return jax.tree.map(jnp.add, total, of_params), (jax.tree.map(jnp.negative, value), of_x)
 
-    zeros = wide_zeros_like(params)
-    of_params, (value, of_x) = scan_chunks(visit, zeros, arrays, chunk_length, in_axis=in_axis, out_axis=out_axis)
-    return value, jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params), of_x
+    scan = partial(scan_chunks, in_axis=in_axis, out_axis=out_axis, onto=onto)
+    of_params, (negated, of_x) = scan(visit, wide_zeros_like(params), arrays, chunk_length)
+    return negated, jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params), of_x
 
 
 def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):
@@ -134,8 +151,8 @@ def _forward(residuals, params, x1, x2, context, fixed):
         x1, x2 = streams
         saved = []
         for f, p, constants in zip(residuals, *block, strict=True):
-            value, kept = f.apply(p, x2, context, constants, None)
-            x1, x2 = x2, x1 + value
+            added, kept = f.apply(p, x2, x1, context, constants)
+            x1, x2 = x2, added
             saved.append(kept)
         return (x1, x2), tuple(saved)
 
@@ -154,9 +171,9 @@ def _reversible_backward(residuals, kept, cotangents):
         (y1, y2), (dy1, dy2), of_context = state
         of_params = []
         for f, p, constants, decisions in reversed(list(zip(residuals, *block, strict=True))):
-            value, of_p, of_x, of_c = f.value_and_vjp(p, y1, context, constants, decisions, dy2)
-            y1, y2 = y2 - value, y1
-            dy1, dy2 = dy2, dy1 + of_x
+            rebuilt, of_p, of_x, of_c = f.undo(p, y1, y2, context, constants, decisions, dy2, dy1)
+            y1, y2 = rebuilt, y1
+            dy1, dy2 = dy2, of_x
             of_context = jax.tree.map(jnp.add, of_context, of_c)
             of_params.append(of_p)
         return ((y1, y2), (dy1, dy2), of_context), tuple(reversed(of_params))

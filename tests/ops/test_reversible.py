@@ -123,15 +123,18 @@ def test_discrete_decisions_are_saved_and_not_taken_again_on_rebuilt_inputs():
     references.assert_close(rebuilt, plain, references.GRADIENT_TOLERANCE["float32"])
 
 
-def test_value_and_vjp_of_a_residual_function_equals_autodiff(x64):
-    params, x, cotangent, context, fixed = _inputs(1)
+def test_undoing_a_residual_function_equals_autodiff_and_subtraction(x64):
+    params, x, other, context, fixed = _inputs(1)
     params = jax.tree.map(lambda p: p[0], params)
+    cotangent, onto_cotangent = other, 2 * other
     for index, residual in enumerate(_residuals(3)):
         seed = fixed[index][0]
-        value, *gradients = residual.value_and_vjp(params[index], x, context, seed, None, cotangent)
-        run = lambda p, x, c, i=index, s=seed: _residuals(None)[i].apply(p, x, c, s, None)[0]  # noqa: E731
-        expected = references.value_and_vjp(run, cotangent, params[index], x, context)
-        references.assert_close((value, gradients), expected, references.GRADIENT_TOLERANCE["float64"])
+        undone, *gradients = residual.undo(params[index], x, other, context, seed, None, cotangent, onto_cotangent)
+        run = lambda p, x, c, i=index, s=seed: _residuals(None)[i].apply(p, x, 0 * x, c, s)[0]  # noqa: E731
+        value, expected = references.value_and_vjp(run, cotangent, params[index], x, context)
+        expected = (expected[0], onto_cotangent + expected[1], expected[2])
+        references.assert_close(undone, other - value, references.VALUE_TOLERANCE["float64"])
+        references.assert_close(tuple(gradients), expected, references.GRADIENT_TOLERANCE["float64"])
 
 
 def _scratch_bytes(stack, num_blocks):

@@ -1,0 +1,147 @@
+"""What the benchmarks work out by themselves: operation counts, ratios, crossovers, the longest length, memory."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import attention, memory, peer_gradients, peers, plots, record, train_step
+from reformer import ReformerConfig
+
+TINY = ReformerConfig(
+    vocab_size=10,
+    max_length=16,
+    num_layers=2,
+    embed_dim=8,
+    mlp_dim=16,
+    num_heads=2,
+    head_dim=4,
+    attention_pattern=("local", "lsh"),
+    num_hashes=3,
+    local_chunk_length=4,
+    lsh_chunk_length=2,
+)
+
+
+def test_operations_per_token_equal_a_count_by_hand():
+    feed_forward = 2 * (8 * 16) + 2 * (16 * 8)
+    local = 4 * (2 * 8 * 8) + 2 * (8 * 8) + 2 * (8 * 8)  # 4 projections; scores with and sums of 8 keys, 2 heads of 4
+    lsh = 3 * (2 * 8 * 8) + 3 * (2 * (8 * 4) + 2 * (8 * 4))  # 3 projections; 3 rounds of 4 keys
+    forward = local + lsh + 2 * feed_forward
+    head = 2 * (2 * 8) * 10  # of both streams; not computed again
+    assert train_step.flop_per_token(TINY) == 4 * forward + 3 * head
+
+
+def test_without_recomputation_a_step_costs_three_forward_passes():
+    full = ReformerConfig(**{**vars(TINY), "attention_pattern": ("full",), "reversible": False})
+    layer = 4 * (2 * 8 * 8) + 2 * (2 * 8 * 8) + 2 * (2 * 8 * 16)  # half of the 16 keys on average
+    assert train_step.flop_per_token(full) == 3 * (2 * layer + 2 * (2 * 8) * 10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 100, 4096, 5000, 524_288])
+def test_axial_shape_holds_the_length_with_less_than_a_row_to_spare(length):
+    first, second = train_step.axial_shape(length)
+    assert length <= first * second < length + first
+
+
+def test_axial_shape_of_a_power_of_two_is_exact():
+    assert train_step.axial_shape(4096) == (64, 64)
+    assert train_step.axial_shape(8192) == (128, 64)
+
+
+def test_shapes_of_a_step_are_those_of_its_arguments():
+    _, arguments = train_step.make_step(TINY, batch_size=2)
+    _, shapes = train_step.abstract_step(TINY, batch_size=2)
+    described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (arguments, shapes)]
+    assert described[0] == described[1]
+
+
+def test_ratios_are_of_neighbouring_steps():
+    results = {"theirs": [(2.0, 100), (6.0, 300), (4.0, 200)], "ours": [(1.0, 10), (2.0, 30), (4.0, 20)]}
+    theirs, mine = peers.summarize(results, "theirs")
+    assert theirs["speed_over_baseline"] == theirs["ratio_min"] == theirs["ratio_max"] == 1
+    assert (mine["ratio_min"], mine["speed_over_baseline"], mine["ratio_max"]) == (1, 2, 3)
+    assert (mine["step_seconds"], mine["num_pairs"]) == (2, 3)
+
+
+def test_crossover_of_two_power_laws_is_where_they_meet():
+    linear = {n: 3.0 * n for n in (512, 1024, 2048, 4096)}
+    quadratic = {n: 0.002 * n**2 for n in (512, 1024, 2048, 4096, 8192)}
+    assert attention.find_crossover(linear, quadratic) == {"between": (1024, 2048), "tokens": 1500}
+
+
+def test_crossover_is_behind_the_last_length_that_loses():
+    found = attention.find_crossover({1: 1.0, 2: 4.0, 4: 1.0}, {1: 2.0, 2: 2.0, 4: 2.0})
+    assert found["between"] == (2, 4)
+
+
+@pytest.mark.parametrize(("seconds", "between"), [(1.0, (None, 512)), (9.0, (1024, None))])
+def test_no_crossover_is_made_up_outside_the_measured_lengths(seconds, between):
+    found = attention.find_crossover({512: seconds, 1024: seconds, 2048: 0.1}, {512: 2.0, 1024: 2.0})
+    assert found == {"between": between, "tokens": None}
+
+
+def test_very_long_calls_are_repeated_less():
+    assert [attention.num_repeats(x) for x in (0.001, 1.0, 59.0, 61.0)] == [21, 20, 5, 2]
+
+
+@pytest.mark.parametrize("budget", [1e6, 8e7, 2e8])
+def test_longest_length_fits_and_three_percent_more_does_not(budget):
+    asked = []
+
+    def planned_bytes(length):
+        asked.append(length)
+        return 5000 + 12 * length
+
+    length = memory.longest_fitting(planned_bytes, budget)
+    more = max(length * memory.TOLERANCE, length + memory.UNIT)
+    assert 5000 + 12 * length <= budget < 5000 + 12 * more
+    assert all(n % memory.UNIT == 0 for n in asked)
+    assert len(asked) < 16
+
+
+def test_no_length_beyond_the_longest_is_planned():
+    assert memory.longest_fitting(lambda length: length, memory.LONGEST) == memory.LONGEST
+    assert memory.longest_fitting(lambda length: length, memory.LONGEST - 1) < memory.LONGEST
+
+
+def test_nothing_fits_a_budget_below_that_of_the_shortest_length():
+    assert memory.longest_fitting(lambda length: length, memory.UNIT - 1) is None
+
+
+def test_gradient_errors_are_relative_to_the_reference():
+    reference = np.array([3.0, 4.0])
+    found = peer_gradients.compare((1.5, np.array([4.0, -3.0])), (1.0, reference))
+    assert found == pytest.approx({"loss_difference": 0.5, "relative_error": 2**0.5, "cosine": 0})
+
+
+def test_peak_memory_counts_what_was_freed_and_not_what_the_parent_held():
+    ballast = np.ones(2**25)
+    code = "from benchmarks import record as r; a = r.peak_resident_bytes(); x = b'1' * 10**8; del x; "
+    code += "print(a, r.peak_resident_bytes())"
+    run = subprocess.run([sys.executable, "-c", code], cwd=record.ROOT, capture_output=True, text=True, check=True)
+    before, after = map(int, run.stdout.split())
+    assert after - before == pytest.approx(1e8, rel=0.05)
+    assert record.peak_resident_bytes() > ballast.nbytes > before
+
+
+def test_last_measurement_of_the_same_thing_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    for length, seconds in ((1, 5), (2, 6), (1, 7)):
+        record.append("example", {"length": length, "seconds": seconds})
+    assert sorted(row["seconds"] for row in plots.read("example", "length")) == [6, 7]
+    assert plots.read("absent", "length") == []
+
+
+def test_every_device_has_pictures_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    origin = {"machine": "a machine", "num_cores": 2, "jax": "0", "commit": "abc"}
+    times = {"milliseconds": 1.0, "ns_per_token_head": 2.0, "dtype": "float32"}
+    for device in ("cpu", "Some GPU"):
+        for sweep, kind in (("length", "full"), ("length", "lsh-4"), ("num_hashes", "lsh-4")):
+            measured = {"sweep": sweep, "kind": kind, "length": 512, "device": device}
+            record.append("attention", measured | times | origin)
+    names = [name for name, _ in plots.draw_all()]
+    assert names == ["benchmark_attention_some_gpu.png", "benchmark_attention_cpu.png"]
