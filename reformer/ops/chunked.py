@@ -132,7 +132,7 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
             return block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens)))
 
         out, log_normalizer = jax.lax.map(attend_block, jnp.arange(plan.cut.num_blocks))
-        return _merge(carry, tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))), None
+        return merge(carry, tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))), None
 
     length = arrays.query.shape[0]
     nothing = (
@@ -143,7 +143,7 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
     return out.astype(arrays.value.dtype), log_normalizer
 
 
-def _merge(one, other):
+def merge(one, other):
     """Merges two parts of a softmax, given as (output, log-normaliser).
 
     The shares are normalised by their own sum: the logarithm of a sum, near -1000 for tokens that
