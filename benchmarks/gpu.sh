@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What to measure where a GPU is available; results are appended to benchmarks/results/.
-#   benchmarks/gpu.sh [QUESTION ...]     train_step decode table2 text images; default: train_step
+#   benchmarks/gpu.sh [QUESTION ...]     train_step attention decode table2 text images; default: train_step
 # DATA is a folder with enwik8_prefix (or any text under that name) and images64.npz; runs are kept under RUNS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +9,10 @@ RUNS="${RUNS:-runs/gpu}"
 
 train_step() {
   python benchmarks/train_step.py --length 65536 524288 1048576 --dropout_rate 0 0.05
+}
+
+attention() { # errors, times beside cuDNN, what the program holds, one layer of a million tokens
+  python benchmarks/gpu_attention.py
 }
 
 decode() {
@@ -31,9 +35,9 @@ images() {
 
 for question in "${@:-train_step}"; do
   case "$question" in
-    train_step | decode | table2 | text | images) "$question" ;;
+    train_step | attention | decode | table2 | text | images) "$question" ;;
     *)
-      echo "there is no question '$question'; choose from train_step decode table2 text images" >&2
+      echo "there is no question '$question'; choose from train_step attention decode table2 text images" >&2
       exit 1
       ;;
   esac
