@@ -233,7 +233,11 @@ def main() -> None:
             record.append("gpu_attention", row | {"num_heads": num_heads} | origin)
 
     print("Largest error over largest value, against float64\n")
-    print(record.markdown(["attention", "type", "output", "of query-key", "of value"], errors(min(shortest, 1024))))
+    print(
+        record.markdown(
+            ["attention", "type", "output", "gradient of query-key", "gradient of value"], errors(min(shortest, 1024))
+        )
+    )
     print("\nThe compiled gradient\n")
     facts = [program_facts(shortest, num_heads, name) for name in attention.IMPLEMENTATIONS]
     print(record.markdown(["attention", "sorts by CUB's radix sort", "scatter-add"], facts))
