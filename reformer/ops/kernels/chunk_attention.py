@@ -7,8 +7,10 @@ without atomics, and their shifted sum is left to XLA.
 
 On a GPU (Pallas' Triton, which JAX 0.11 deprecates without a date) the sizes of tiles must be powers of two, of at
 least 16 for its matrix units: other chunk lengths and feature sizes are padded here with empty slots and zeros, at the
-cost of a copy. TPU lowering takes the same blocks, because each spans its array's last two axes; there the kernel has
-been lowered but never run. On a CPU it is interpreted, which is slow and meant for tests.
+cost of a copy. Triton 3.6 compiles it for Hopper: in bfloat16 with chunks and features of 64 nothing spills out of
+registers, with 128 of each and two neighbours the backward kernel does. TPU lowering takes the same blocks, because
+each spans its array's last two axes; there the kernel has been lowered but never run. On a CPU it is interpreted, which
+is slow and meant for tests.
 """
 
 from collections.abc import Callable
