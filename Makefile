@@ -1,13 +1,15 @@
 # `make train`, `make test` and `make bench` need nothing but Python 3.11 or later; they create the environment first.
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 VENV := .venv
+JAX011 := .venv-jax011
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/stdlib
 PEERS := .venv-peers
 # Results and pictures of these runs. Those of the README are kept by BENCHMARK_RESULTS=benchmarks/results.
 export BENCHMARK_RESULTS ?= runs/bench
 
-.PHONY: train test test-fast lint format bench bench-peers clean
+.PHONY: train test test-fast test-jax011 lint format bench bench-peers clean
 
 train: $(VENV)/train.stamp
 	$(RUN) train.py --config=configs/stdlib.py --workdir=$(WORKDIR)
@@ -17,6 +19,10 @@ test: $(VENV)/dev.stamp
 
 test-fast: $(VENV)/dev.stamp
 	$(RUN) -m pytest -n 2 -m "not slow"
+
+# The fast tests under JAX 0.11, which needs Python 3.12; on 3.11 the same requirements give JAX 0.10.
+test-jax011: $(JAX011)/dev.stamp
+	$(JAX011)/bin/python -m pytest -n 2 -m "not slow"
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
@@ -54,5 +60,11 @@ $(PEERS)/peers.stamp: benchmarks/requirements-peers.txt requirements.txt
 	$(PEERS)/bin/pip install --quiet --upgrade -r benchmarks/requirements-peers.txt
 	touch $@
 
+$(JAX011)/dev.stamp: requirements.txt requirements-dev.txt
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "Python 3.12 or later is needed; run: make PYTHON312=/path/to/python3.12 test-jax011")'
+	$(PYTHON312) -m venv $(JAX011)
+	$(JAX011)/bin/pip install --quiet --upgrade -r requirements-dev.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(JAX011) .pytest_cache .ruff_cache .mypy_cache

@@ -11,7 +11,8 @@ train_step() {
   python benchmarks/train_step.py --length 65536 524288 1048576 --dropout_rate 0 0.05
 }
 
-attention() {
+attention() { # errors, times beside cuDNN, what the program holds, one layer of a million tokens
+  python benchmarks/gpu_attention.py
   python benchmarks/attention.py --sweep_length 65536
 }
 

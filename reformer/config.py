@@ -7,6 +7,7 @@ ATTENTION_KINDS = ("full", "local", "lsh")
 POSITION_EMBEDDINGS = ("axial", "learned", "sinusoidal")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 SEMANTICS = ("reformer", "huggingface")
+ATTENTION_IMPLEMENTATIONS = ("plain", "pallas")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -43,6 +44,7 @@ class ReformerConfig:
     local_num_chunks_before: int = 1
     local_num_chunks_after: int = 0
     share_query_key: bool = False  # full and local attention with the LSH layers' projection and rules
+    attention_implementation: str = "plain"  # 'pallas' = local and LSH attention by a fused GPU kernel
 
     # Positions.
     position_embedding: str = "axial"  # 'axial' | 'learned' | 'sinusoidal'
@@ -163,6 +165,7 @@ def _check_choices(config: ReformerConfig) -> None:
         "position_embedding": POSITION_EMBEDDINGS,
         "activation": ACTIVATIONS,
         "semantics": SEMANTICS,
+        "attention_implementation": ATTENTION_IMPLEMENTATIONS,
         "dtype": DTYPES,
         "param_dtype": DTYPES,
     }
@@ -188,6 +191,13 @@ def _check_sizes(config: ReformerConfig) -> None:
         raise ValueError(
             "lsh_within_bucket and lsh_correct_duplicates do not exist under semantics='huggingface'. "
             "Set them to False or use semantics='reformer'."
+        )
+    if config.attention_implementation == "pallas" and (
+        config.semantics == "huggingface" or config.lsh_correct_duplicates
+    ):
+        raise ValueError(
+            "attention_implementation='pallas' has neither semantics='huggingface' nor lsh_correct_duplicates. "
+            "Use attention_implementation='plain'."
         )
 
 

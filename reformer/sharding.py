@@ -111,11 +111,18 @@ BATCH_HEADS = _spec(("act_batch", "act_heads"))
 HEADS = _spec(("act_heads",))
 
 
-def shard_map(fn: Callable, in_specs, out_specs) -> Callable:
-    """`jax.shard_map` over the current mesh; `fn` itself outside one."""
+def shard_map(fn: Callable, in_specs, out_specs, *, check_axes: bool = True) -> Callable:
+    """`jax.shard_map` over the current mesh; `fn` itself outside one.
+
+    Args:
+      fn: what every device does with its parts.
+      in_specs: as `jax.shard_map` has them.
+      out_specs: likewise.
+      check_axes: False where `fn` holds a Pallas kernel, whose interpreter cannot tell over which axes its values vary.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return fn
-    return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs)
+    return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, check_vma=check_axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

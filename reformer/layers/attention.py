@@ -76,7 +76,8 @@ def plan_attention(config: ReformerConfig, kind: str, length: int, has_dropout: 
     if kind == "full" or falls_back_to_full(config, length, chunk_length):
         return ops.full_plan(length, config.causal, shared, rate, config.semantics)
     rule = Rule(config.causal, shared, rate, config.semantics, before, after)
-    return ops.chunked_plan(length, chunk_length, rule, kind == "lsh" and config.lsh_correct_duplicates)
+    correct_duplicates = kind == "lsh" and config.lsh_correct_duplicates
+    return ops.chunked_plan(length, chunk_length, rule, correct_duplicates, config.attention_implementation)
 
 
 def falls_back_to_full(config: ReformerConfig, length: int, chunk_length: int) -> bool:

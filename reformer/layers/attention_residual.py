@@ -149,6 +149,7 @@ def _attend(plan: Plan, projected: Arrays, context: Context):
         lambda arrays, context: ops.attend(plan, arrays, context),
         (sharding.BATCH_HEADS, _CONTEXT_SPEC),
         sharding.BATCH_HEADS,
+        check_axes=not plan.is_fused,
     )
     return run(projected, context)
 
@@ -158,5 +159,6 @@ def _attend_with_gradients(plan: Plan, projected: Arrays, context: Context, out_
         lambda arrays, context, gradient: ops.attend_with_gradients(plan, arrays, context, gradient),
         (sharding.BATCH_HEADS, _CONTEXT_SPEC, sharding.BATCH_HEADS),
         sharding.BATCH_HEADS,
+        check_axes=not plan.is_fused,
     )
     return run(projected, context, out_gradient)

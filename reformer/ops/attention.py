@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
-from reformer.ops import chunked, chunking, full, hashing
+from reformer.ops import chunked, chunking, full, fused, hashing
 from reformer.ops.dropout import draw_seed, fold
 from reformer.ops.masking import SCORE_FILLS, Rule
 from reformer.ops.plan import Arrays, Context, Order, Plan
 from reformer.ops.sorting import sort_by_bucket
 
-_SCORES_AT_ONCE_CPU = 2**19  # 2 MB of float32 scores stay in cache
+_SCORES_AT_ONCE_CPU = 2**18  # 1 MB of float32 scores stay in cache
+_BLOCKS_IN_FLIGHT_CPU = 4
 _SCORES_AT_ONCE = 2**25  # an accelerator wants large launches
 _FULL_SCORES_AT_ONCE_CPU = 2**21
+IMPLEMENTATIONS = ("plain", "pallas")
 
 
 def full_attention(
@@ -75,6 +77,7 @@ def local_attention(
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
+    implementation: str = "plain",
 ) -> Float[Array, "batch length heads value_dim"]:
     """Attention within a chunk of neighbouring tokens and the chunks around it.
 
@@ -91,16 +94,18 @@ def local_attention(
       dropout_rng: as in `full_attention`.
       semantics: 'huggingface' makes the windows wrap around and needs a length that is a multiple
         of `chunk_length`.
+      implementation: 'plain', or 'pallas' for a fused kernel, which has only the semantics 'reformer'.
 
     Returns:
       The attention output, in the type of `value`.
 
     Raises:
-      ValueError: as `full_attention`; an indivisible length where windows wrap around.
+      ValueError: as `full_attention`; an indivisible length where windows wrap around; options that
+        the implementation does not have.
     """
     rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after)
     _check(Arrays(query, key, value), rule, chunk_length)
-    plan = chunked_plan(query.shape[1], chunk_length, rule)
+    plan = chunked_plan(query.shape[1], chunk_length, rule, implementation=implementation)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
 
@@ -121,6 +126,7 @@ def lsh_attention(
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
+    implementation: str = "plain",
 ) -> Float[Array, "batch length heads value_dim"]:
     """Attention among tokens that hash alike, with a shared query-key projection.
 
@@ -148,13 +154,15 @@ def lsh_attention(
       dropout_rng: needed for a positive `dropout_rate`.
       semantics: 'huggingface' makes the windows wrap around from round to round, with their fill
         values, and needs a length that is a multiple of `chunk_length`.
+      implementation: 'plain', or 'pallas' for a fused kernel, which has only the semantics 'reformer'
+        and no `correct_duplicates`.
 
     Returns:
       The attention output, in the type of `value`.
 
     Raises:
       ValueError: as `full_attention`; rotations that do not fit; under 'huggingface' an indivisible
-        length, `within_bucket` or `correct_duplicates`.
+        length, `within_bucket` or `correct_duplicates`; options that the implementation does not have.
 
     Source: arXiv 2001.04451, section 2, "LSH attention", and appendix A.
     """
@@ -162,9 +170,9 @@ def lsh_attention(
     _check(Arrays(query_key, None, value), rule, chunk_length)
     if semantics == "huggingface" and (within_bucket or correct_duplicates):
         raise ValueError("within_bucket and correct_duplicates do not exist under semantics='huggingface'.")
+    plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates, implementation)
     arrays = _swap_heads(Arrays(query_key, None, value))
     order = sort_by_hash(arrays.query, rotations, num_buckets, mask, keep_buckets=within_bucket)
-    plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates)
     context = Context(mask, order, _seeds(query_key, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, arrays, context))
 
@@ -204,8 +212,12 @@ def full_plan(length: int, causal: bool, shared: bool, dropout_rate: float, sema
     return Plan(Rule(causal, shared, dropout_rate, semantics), cut, True, False, max(1, most // length**2))
 
 
-def chunked_plan(length: int, chunk_length: int, rule: Rule, correct_duplicates: bool = False) -> Plan:
+def chunked_plan(
+    length: int, chunk_length: int, rule: Rule, correct_duplicates: bool = False, implementation: str = "plain"
+) -> Plan:
     """The plan of local and LSH attention over `length` tokens."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}.")
     if rule.semantics == "huggingface" and length % chunk_length:
         raise ValueError(
             f"length={length} is not a multiple of chunk_length={chunk_length}, which windows that wrap around "
@@ -214,7 +226,17 @@ def chunked_plan(length: int, chunk_length: int, rule: Rule, correct_duplicates:
     most = _SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
     cut = chunking.geometry(length, chunk_length, rule.before, rule.after, most)
     scores_per_row = cut.num_chunks * chunk_length * cut.window
-    return Plan(rule, cut, False, correct_duplicates, max(1, most // scores_per_row))
+    plan = Plan(
+        rule,
+        cut,
+        correct_duplicates=correct_duplicates,
+        rows_at_once=max(1, most // scores_per_row),
+        blocks_in_flight=min(_BLOCKS_IN_FLIGHT_CPU, cut.num_blocks) if _on_cpu() else 1,
+        is_fused=implementation == "pallas",
+    )
+    if plan.is_fused and (missing := fused.unsupported(plan)):
+        raise ValueError(f"implementation='pallas' does not have {' and '.join(missing)}. Use implementation='plain'.")
+    return plan
 
 
 def _on_cpu() -> bool:
@@ -252,8 +274,13 @@ def attend(plan: Plan, arrays: Arrays, context: Context) -> Float[Array, "batch 
     return _forward(plan, arrays, context)[0]
 
 
+def _module(plan: Plan):
+    """Where the work of a plan is done."""
+    return fused if plan.is_fused else full if plan.is_full else chunked
+
+
 def _forward(plan: Plan, arrays: Arrays, context: Context):
-    run = (full if plan.is_full else chunked).forward
+    run = _module(plan).forward
     return _map_rows(plan, run, arrays, context)
 
 
@@ -264,7 +291,7 @@ def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
 
 def _attend_backward(plan: Plan, saved, out_gradient):
     arrays, context, out, log_normalizer = saved
-    run = (full if plan.is_full else chunked).backward
+    run = _module(plan).backward
     return _map_rows(plan, run, arrays, context, out, log_normalizer, out_gradient), None
 
 
@@ -277,10 +304,10 @@ def attend_with_gradients(plan: Plan, arrays: Arrays, context: Context, out_grad
     One pass over the blocks where a block holds all keys of its queries (full and local attention
     and a single hash round). Several rounds need the merged log-normaliser first: two passes.
     """
-    if context.order is not None and context.order.permutation.shape[2] > 1:
+    if context.order is not None and context.order.permutation.shape[2] > 1 and not plan.is_fused:
         out, saved = _attend_forward(plan, arrays, context)
         return out, _attend_backward(plan, saved, out_gradient)[0]
-    run = (full if plan.is_full else chunked).forward_and_backward
+    run = _module(plan).forward_and_backward
     return _map_rows(plan, run, arrays, context, out_gradient)
 
 
@@ -290,9 +317,11 @@ def _map_rows(plan: Plan, run, arrays: Arrays, context: Context, *others):
     if context.mask is not None:
         context = context._replace(mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, length)))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, context, *others))
-    result = chunking.map_chunks(
-        lambda some: _run_rows(partial(run, plan), some), flat, plan.rows_at_once, in_axis=0, out_axis=0
-    )
+    if plan.is_fused:
+        result = run(plan, *flat)
+    else:
+        some_rows = partial(_run_rows, partial(run, plan))
+        result = chunking.map_chunks(some_rows, flat, plan.rows_at_once, in_axis=0, out_axis=0)
     return jax.tree.map(lambda x: x.reshape(batch, num_heads, *x.shape[1:]), result)
 
 

@@ -77,8 +77,7 @@ class _View(NamedTuple):
         position = jax.lax.dynamic_slice_in_dim(self.round.position, start, size)
         tokens = jax.tree.map(lambda x: jnp.take(x, position, axis=0, mode="clip"), self.tokens)
         if self.round.inverse is None:
-            read = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
-            arrays = jax.tree.map(lambda x: read(chunking.extend(x, cut, 0)), self.arrays)
+            arrays = jax.tree.map(lambda x: chunking.read_in_order(x, cut, i), self.arrays)
         else:
             arrays = jax.tree.map(lambda x: jnp.take(x, position, axis=0, mode="clip"), self.arrays)
         return arrays, tokens._replace(position=position)
@@ -122,28 +121,36 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
       Output [l, e], and log-normaliser [l] of the softmax over all rounds in at least float32.
     """
     rounds, make_view = _views(plan, arrays, context)
-    dtype = block_ops.accumulation_dtype(arrays.value.dtype)
 
-    def attend_round(carry, this):
+    def attend_round(this):
         view = make_view(this)
 
-        def attend_block(i):
+        def attend_block(_, i):
             slots, tokens = view.slots(i)
-            return block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens)))
+            return (), block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens)))
 
-        out, log_normalizer = jax.lax.map(attend_block, jnp.arange(plan.cut.num_blocks))
-        return _merge(carry, tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))), None
+        blocks = jnp.arange(plan.cut.num_blocks)
+        out, log_normalizer = jax.lax.scan(attend_block, (), blocks, unroll=plan.blocks_in_flight)[1]
+        return tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))
 
-    length = arrays.query.shape[0]
-    nothing = (
-        chunking.constant((length, arrays.value.shape[-1]), 0, dtype, arrays.value),
-        chunking.constant((length,), -jnp.inf, dtype, arrays.value),
+    like, length = arrays.value, arrays.query.shape[0]
+    dtype = block_ops.accumulation_dtype(like.dtype)
+    no_keys = (
+        chunking.constant((length, like.shape[-1]), 0, dtype, like),
+        chunking.constant((length,), -jnp.inf, dtype, like),
     )
-    out, log_normalizer = jax.lax.scan(attend_round, nothing, rounds)[0]
+    out, log_normalizer = _over_rounds(attend_round, merge, no_keys, rounds)
     return out.astype(arrays.value.dtype), log_normalizer
 
 
-def _merge(one, other):
+def _over_rounds(run, combine, nothing, rounds: _Round):
+    """Combines the results of all rounds, one after another, beginning with `nothing`; a single one is the result."""
+    if len(rounds.position) == 1:
+        return run(jax.tree.map(lambda x: x[0], rounds))
+    return jax.lax.scan(lambda total, this: (combine(total, run(this)), None), nothing, rounds)[0]
+
+
+def merge(one, other):
     """Merges two parts of a softmax, given as (output, log-normaliser).
 
     The shares are normalised by their own sum: the logarithm of a sum, near -1000 for tokens that
@@ -192,19 +199,21 @@ def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
     """Runs `differentiate` over all blocks and rounds and sums the cotangents over positions."""
     rounds, make_view = _views(plan, arrays, context)
     first = plan.cut.before * plan.cut.chunk_length
-    zeros = jax.tree.map(lambda x: chunking.constant(x.shape, 0, block_ops.accumulation_dtype(x.dtype), x), arrays)
 
-    def visit_round(total, this):
+    def visit_round(this):
         view = make_view(this)
         outs, at_slots = _round_gradients(view, differentiate)
-        total = jax.tree.map(lambda sum_, new: sum_ + _unsort(new, view, first), total, at_slots)
+        gradients = jax.tree.map(lambda x: _unsort(x, view, first), at_slots)
         if plan.wraps:
-            total = jax.tree.map(partial(_add_edges, plan.cut, this.position), total, at_slots)
-        return total, jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs)
+            gradients = jax.tree.map(partial(_add_edges, plan.cut, this.position), gradients, at_slots)
+        return jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs), gradients
 
-    total, outs = jax.lax.scan(visit_round, zeros, rounds)
-    outs = jax.tree.map(lambda x: x[0].astype(arrays.value.dtype), outs)
-    return outs, jax.tree.map(lambda g, x: g.astype(x.dtype), total, arrays)
+    # The output is known before, or it is that of the only round: there is none to sum.
+    zeros = jax.tree.map(lambda x: chunking.constant(x.shape, 0, block_ops.accumulation_dtype(x.dtype), x), arrays)
+    add = partial(jax.tree.map, jnp.add)
+    outs, gradients = _over_rounds(visit_round, add, ((), zeros), rounds)
+    outs = jax.tree.map(lambda x: x.astype(arrays.value.dtype), outs)
+    return outs, jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, arrays)
 
 
 def _round_gradients(view: _View, differentiate):
@@ -228,7 +237,9 @@ def _round_gradients(view: _View, differentiate):
         return jax.tree.map(lambda x: x[len(x) - overlap :], at_slots), (out, done)
 
     nothing = jax.tree.map(lambda x, dtype: chunking.constant((overlap, x.shape[-1]), 0, dtype, x), view.arrays, wide)
-    last, (outs, done) = jax.lax.scan(visit_block, nothing, jnp.arange(cut.num_blocks))
+    last, (outs, done) = jax.lax.scan(
+        visit_block, nothing, jnp.arange(cut.num_blocks), unroll=view.plan.blocks_in_flight
+    )
     return outs, jax.tree.map(lambda x, tail: jnp.concatenate([x.reshape(-1, x.shape[-1]), tail]), done, last)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -49,6 +48,19 @@ def extend(x: jax.Array, cut: Geometry, fill) -> jax.Array:
     front = cut.before * cut.chunk_length
     total = (cut.num_blocks * cut.block + cut.before + cut.after) * cut.chunk_length
     return jnp.pad(x, [(front, total - front - x.shape[0])] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+
+
+def read_in_order(x: jax.Array, cut: Geometry, i) -> jax.Array:
+    """Reads the slots of block `i` of an array over positions in natural order, those that the block looks at included.
+
+    A slot beyond the ends, masked by its position, holds whatever stands elsewhere: `x` is not copied to pad it.
+    """
+    size = cut.block * cut.chunk_length
+    if missing := cut.num_blocks * size - len(x):
+        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    parts = [(i * size - cut.before * cut.chunk_length, cut.before), (i * size, cut.block), ((i + 1) * size, cut.after)]
+    slices = [jax.lax.dynamic_slice_in_dim(x, start, num * cut.chunk_length) for start, num in parts if num]
+    return jnp.concatenate(slices)
 
 
 def extend_wrapped(permutation: jax.Array, cut: Geometry, fill) -> jax.Array:

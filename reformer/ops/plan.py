@@ -45,6 +45,8 @@ class Plan(NamedTuple):
       is_full: full attention.
       correct_duplicates: subtract log N_ij, how many rounds a pair meets in.
       rows_at_once: how many rows are computed together.
+      blocks_in_flight: how many blocks are computed side by side; XLA on CPU gives every small matrix product one core.
+      is_fused: by the kernel of `reformer.ops.kernels`, all rows at once.
     """
 
     rule: Rule
@@ -52,6 +54,8 @@ class Plan(NamedTuple):
     is_full: bool = False
     correct_duplicates: bool = False
     rows_at_once: int = 1
+    is_fused: bool = False
+    blocks_in_flight: int = 1
 
     @property
     def wraps(self) -> bool:
@@ -59,11 +63,16 @@ class Plan(NamedTuple):
         return self.rule.semantics == "huggingface" and not self.is_full
 
 
-def unit_keys(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+def unit_keys(x: Float[Array, "*rows d"], size: int | None = None) -> Float[Array, "*rows d"]:
     """Scales vectors to length 1, computed in at least float32.
+
+    Args:
+      x: vectors.
+      size: how many of their entries count, where the others are padding with zeros.
 
     Source: arXiv 2001.04451, section 2, "Shared-QK attention"; the epsilon is trax's.
     """
     wide = x.astype(block_ops.accumulation_dtype(x.dtype))
-    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + _UNIT_EPSILON) * x.shape[-1] ** -0.5).astype(x.dtype)
+    size = size or x.shape[-1]
+    mean_square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True) / size
+    return (wide * jax.lax.rsqrt(mean_square + _UNIT_EPSILON) * size**-0.5).astype(x.dtype)

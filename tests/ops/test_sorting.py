@@ -47,3 +47,21 @@ def test_sorting_is_the_same_under_jit_and_vmap():
     np.testing.assert_array_equal(jax.jit(sort)(buckets), expected)
     np.testing.assert_array_equal(jax.vmap(jax.vmap(sort))(buckets), expected)
     np.testing.assert_array_equal(jax.vmap(sorting.invert)(jnp.asarray(expected)), np.argsort(expected, axis=-1))
+
+
+@pytest.mark.parametrize("num_buckets", [1, 17, 2**12, 2**27, 2**31 - 1])
+def test_one_flat_sort_of_all_rows_equals_a_sort_of_every_row(num_buckets):
+    # 12 rows of 64: the position is packed in up to 2**22 buckets, a second operand up to 2**28, then rows are apart.
+    buckets = jnp.asarray(_buckets(num_buckets, 64))
+    flat = jax.jit(sorting.sort_flat, static_argnames="num_buckets")(buckets, num_buckets=num_buckets)
+    assert flat.dtype == jnp.int32
+    np.testing.assert_array_equal(flat, references.sort_by_bucket(buckets))
+    np.testing.assert_array_equal(flat, sorting.sort_rows(buckets, num_buckets))
+
+
+def test_a_flat_sort_at_the_edges_of_32_bits_keeps_its_order():
+    # Rows x buckets x length, and rows x buckets, equal 2**32 exactly, and exceed it by little.
+    for rows, length, num_buckets in [(4, 2**10, 2**20), (4, 2**10 + 1, 2**20), (4, 8, 2**30), (8, 8, 2**30)]:
+        row = np.where(np.arange(length) % 2 == 0, num_buckets - 1, 0).astype(np.int32)
+        buckets = jnp.broadcast_to(row, (rows, length))
+        np.testing.assert_array_equal(sorting.sort_flat(buckets, num_buckets), references.sort_by_bucket(buckets))
