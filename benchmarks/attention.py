@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import record
+from benchmarks import record, train_step
 from reformer.ops import attention, hashing
 
 NUM_HEADS, HEAD_DIM, CHUNK_LENGTH = 2, 64, 64
@@ -56,7 +56,9 @@ def make_call(kind: str, query, key, value, fixed) -> Callable[[], None]:
     if not kind.startswith("lsh"):
         inputs["key"] = key
     arguments = (inputs, fixed, jax.random.key(1))
-    compiled = jax.jit(jax.value_and_grad(weighted_sum)).lower(*arguments).compile()
+    compiled = (
+        jax.jit(jax.value_and_grad(weighted_sum), compiler_options=compiler_options()).lower(*arguments).compile()
+    )
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 

@@ -29,7 +29,7 @@ TOLERANCE = 1.03  # how much too long the first length that does not fit may be
 def plan(num_layers: int, length: int, batch_size: int, reversible: bool) -> dict[str, int]:
     """Returns planned bytes."""
     config = train_step.make_config(length, num_layers=num_layers, reversible=reversible)
-    memory = train_step.plan_memory(*train_step.abstract_step(config, batch_size))
+    memory = train_step.compile_step(*train_step.abstract_step(config, batch_size)).memory_analysis()
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return {"scratch": memory.temp_size_in_bytes, "planned": memory.temp_size_in_bytes + arrays}
 
@@ -38,7 +38,7 @@ def resident_bytes(num_layers: int, length: int, batch_size: int, reversible: bo
     """Runs a step in this process, which should be a fresh one, and returns the most memory that it held."""
     config = train_step.make_config(length, num_layers=num_layers, reversible=reversible)
     step, arguments = train_step.make_step(config, batch_size)
-    jax.block_until_ready(jax.jit(step)(*arguments))
+    jax.block_until_ready(train_step.compile_step(step, arguments)(*arguments))
     return record.peak_resident_bytes()
 
 

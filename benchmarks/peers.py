@@ -29,7 +29,7 @@ def ours(length: int, reversible: bool = True, **changes) -> Callable:
     from benchmarks import train_step
 
     step, (params, tokens, rng) = train_step.make_step(train_step.make_config(length, reversible=reversible, **changes))
-    compiled = jax.jit(step).lower(params, tokens, rng).compile()
+    compiled = train_step.compile_step(step, (params, tokens, rng))
     return lambda i: jax.block_until_ready(compiled(params, tokens, jax.random.fold_in(rng, i)))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
-from reformer import ReformerConfig, ReformerLM
+from reformer import ReformerConfig, ReformerLM, compiler_options
 
 CHUNK_LENGTH = 4096  # tokens of the feed-forward, the projections and the loss at once: they stay in cache
 SHORTEST_CHUNKED = 8192
@@ -82,20 +82,9 @@ def make_gradient(config: ReformerConfig) -> Callable:
     return jax.value_and_grad(loss)
 
 
-def scratch_bytes(step: Callable, arguments: tuple) -> int:
-    """Returns what XLA plans as scratch; `arguments` may be shapes."""
-    return plan_memory(step, arguments).temp_size_in_bytes
-
-
-def plan_memory(step: Callable, arguments: tuple):
-    """Returns XLA's account of the bytes of a program; on CPU without the fusions that would hide some of it."""
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
-    lowered = jax.jit(step).lower(*arguments)
-    try:
-        compiled = lowered.compile(options)
-    except jax.errors.JaxRuntimeError:  # a jaxlib without this option
-        compiled = lowered.compile()
-    return compiled.memory_analysis()
+def compile_step(step: Callable, arguments: tuple):
+    """Returns the compiled step, compiled as `train.py` compiles its own; `arguments` may be shapes."""
+    return jax.jit(step, compiler_options=compiler_options()).lower(*arguments).compile()
 
 
 def flop_per_token(config: ReformerConfig) -> float:
@@ -135,9 +124,8 @@ def measure(length: int, num_steps: int, **changes) -> dict:
     """Measures one configuration in this process, which should be a fresh one: peak memory is the process's."""
     config = make_config(length, **changes)
     step, arguments = make_step(config)
-    lowered = jax.jit(step).lower(*arguments)
     began = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = compile_step(step, arguments)
     compile_seconds = time.perf_counter() - began
     params, tokens, _ = arguments
 
@@ -160,7 +148,7 @@ def measure(length: int, num_steps: int, **changes) -> dict:
         "gflops": round(rate / 1e9, 1),
         "share_of_matmul_rate": round(rate / matmul_rate(config), 3),
         "peak_resident_gb": round(peak / 1e9, 2),
-        "scratch_gb": round(scratch_bytes(step, arguments) / 1e9, 3),
+        "scratch_gb": round(compiled.memory_analysis().temp_size_in_bytes / 1e9, 3),
     }
 
 

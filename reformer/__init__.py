@@ -3,6 +3,7 @@
 Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", arXiv 2001.04451.
 """
 
+from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
 from reformer.layers.attention import num_buckets
 from reformer.model import ReformerLM
@@ -26,4 +27,13 @@ def load(workdir):
     return checkpoint.load(workdir)
 
 
-__all__ = ["ReformerConfig", "ReformerLM", "full_attention", "load", "local_attention", "lsh_attention", "num_buckets"]
+__all__ = [
+    "ReformerConfig",
+    "ReformerLM",
+    "compiler_options",
+    "full_attention",
+    "load",
+    "local_attention",
+    "lsh_attention",
+    "num_buckets",
+]

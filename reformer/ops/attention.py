@@ -307,22 +307,36 @@ def attend_with_gradients(plan: Plan, arrays: Arrays, context: Context, out_grad
     if context.order is not None and context.order.permutation.shape[2] > 1 and not plan.is_fused:
         out, saved = _attend_forward(plan, arrays, context)
         return out, _attend_backward(plan, saved, out_gradient)[0]
-    run = _module(plan).forward_and_backward
-    return _map_rows(plan, run, arrays, context, out_gradient)
+    run = partial(_module(plan).forward_and_backward, plan)
+    flat, restore = _flatten_rows(arrays, context, out_gradient)
+    if plan.is_fused:
+        return restore(run(*flat))
+
+    def in_place(differentiated, context):
+        out, gradients = _run_rows(run, (differentiated[0], context, differentiated[1]))
+        return gradients, out
+
+    arrays, context, out_gradient = flat
+    gradients, out = chunking.replace_chunks(in_place, (arrays, out_gradient), context, plan.rows_at_once)
+    return restore((out, gradients))
 
 
 def _map_rows(plan: Plan, run, arrays: Arrays, context: Context, *others):
     """Runs a function of one row over all examples and heads."""
+    flat, restore = _flatten_rows(arrays, context, *others)
+    run = partial(run, plan)
+    if plan.is_fused:
+        return restore(run(*flat))
+    return restore(chunking.map_chunks(partial(_run_rows, run), flat, plan.rows_at_once, in_axis=0, out_axis=0))
+
+
+def _flatten_rows(arrays: Arrays, context: Context, *others):
+    """Merges the axes of examples and heads; returns the arrays, and the function that separates them again."""
     batch, num_heads, length, _ = arrays.query.shape
     if context.mask is not None:
         context = context._replace(mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, length)))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, context, *others))
-    if plan.is_fused:
-        result = run(plan, *flat)
-    else:
-        some_rows = partial(_run_rows, partial(run, plan))
-        result = chunking.map_chunks(some_rows, flat, plan.rows_at_once, in_axis=0, out_axis=0)
-    return jax.tree.map(lambda x: x.reshape(batch, num_heads, *x.shape[1:]), result)
+    return flat, partial(jax.tree.map, lambda x: x.reshape(batch, num_heads, *x.shape[1:]))
 
 
 def _run_rows(run, rows):

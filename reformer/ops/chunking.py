@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -182,3 +183,29 @@ def map_chunks(fn: Callable, x, chunk_length: int | None, *, in_axis, out_axis, 
         return None, fn(chunk)
 
     return scan_chunks(visit, None, x, chunk_length, in_axis=in_axis, out_axis=out_axis, onto=onto)[1]
+
+
+def replace_chunks(fn: Callable, x, fixed, chunk_length: int):
+    """Applies `fn` to chunks along axis 0 of `x`, one after another, and puts the results in their place.
+
+    Args:
+      fn: (chunk of the pytree `x`, chunk of the pytree `fixed`) -> arrays like the first.
+      x: pytree of arrays; where they are not used afterwards, no second copy of them exists.
+      fixed: pytree of arrays.
+      chunk_length: size of a chunk.
+
+    Returns:
+      The results, like `x`.
+    """
+
+    def visit(x, start, length):
+        part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length)
+        new = fn(jax.tree.map(part, x), jax.tree.map(part, fixed))
+        return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0), x, new)
+
+    size = len(jax.tree.leaves(x)[0])
+    chunk_length = min(chunk_length, size)
+    num_chunks, rest = divmod(size, chunk_length)
+    starts = jnp.arange(num_chunks) * chunk_length
+    x = jax.lax.scan(lambda x, start: (visit(x, start, chunk_length), None), x, starts)[0]
+    return visit(x, num_chunks * chunk_length, rest) if rest else x

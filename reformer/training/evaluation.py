@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from reformer import sharding
+from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
 from reformer.data.load import load
 from reformer.data.source import Source
@@ -85,6 +86,7 @@ def make_evaluator(
         functools.partial(step.evaluation_step, model=ReformerLM(model_config)),
         in_shardings=(None, sharding.batch_sharding(mesh), None),
         out_shardings=jax.NamedSharding(mesh, jax.P()),
+        compiler_options=compiler_options(),
     )
     return Evaluator(mesh, batches.evaluation_batches(config, data, split), evaluation_step)
 

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from reformer import sharding
+from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
 from reformer.model import ReformerLM
 from reformer.training import state, step
@@ -51,6 +52,7 @@ def make_programs(config: ConfigDict, model_config: ReformerConfig, mesh: jax.sh
             donate_argnums=0,
             in_shardings=(state_places, sharding.batch_sharding(mesh)),
             out_shardings=(state_places, everywhere),
+            compiler_options=compiler_options(),
         ),
         target=target,
     )
