@@ -56,9 +56,7 @@ def make_call(kind: str, query, key, value, fixed) -> Callable[[], None]:
     if not kind.startswith("lsh"):
         inputs["key"] = key
     arguments = (inputs, fixed, jax.random.key(1))
-    compiled = (
-        jax.jit(jax.value_and_grad(weighted_sum), compiler_options=compiler_options()).lower(*arguments).compile()
-    )
+    compiled = train_step.compile_step(jax.value_and_grad(weighted_sum), arguments)
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
