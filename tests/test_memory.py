@@ -22,6 +22,8 @@ CONFIG = ReformerConfig(
     loss_chunk_length=1024,
 )
 
+ACTIVATION_BYTES = 4 * CONFIG.max_length * CONFIG.embed_dim
+
 
 def compile_step(config):
     """Returns the scratch bytes of loss and gradient, less the carried permutations, and the program's lines."""
@@ -40,5 +42,5 @@ def test_scratch_and_compiled_program_do_not_grow_with_the_depth(optimizations):
     bytes_4, lines_4 = compile_step(CONFIG)
     for depth in (12, 48):
         found, lines = compile_step(dataclasses.replace(CONFIG, num_layers=depth))
-        assert found <= 1.02 * bytes_4
+        assert found - bytes_4 < 0.5 * ACTIVATION_BYTES
         assert lines <= 1.02 * lines_4
