@@ -13,7 +13,6 @@ import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,8 +44,8 @@ def attend(kind: str, query, key, value, rng):
     return attention.lsh_attention(query, value, **options)
 
 
-def make_call(kind: str, query, key, value, fixed) -> Callable[[], None]:
-    """Returns a compiled step over arrays [batch, length, heads, head_dim] that waits for its result."""
+def make_call(kind: str, query, key, value, fixed) -> Callable:
+    """Returns a compiled step over arrays [batch, length, heads, head_dim] to be timed."""
 
     def weighted_sum(inputs, fixed, rng):
         out = attend(kind, inputs["query"], inputs.get("key"), inputs["value"], rng)
@@ -57,25 +56,18 @@ def make_call(kind: str, query, key, value, fixed) -> Callable[[], None]:
         inputs["key"] = key
     arguments = (inputs, fixed, jax.random.key(1))
     compiled = train_step.compile_step(jax.value_and_grad(weighted_sum), arguments)
-    return lambda: jax.block_until_ready(compiled(*arguments))
+    return lambda: compiled(*arguments)
 
 
 def time_in_turns(calls: dict[str, Callable]) -> dict[str, list[float]]:
     """Returns seconds of the calls of each kind, after one of each to warm up; few if they take very long."""
-    once = {kind: seconds(call) for kind, call in calls.items()}
+    once = {kind: record.seconds(call) for kind, call in calls.items()}
     repeats = num_repeats(sum(once.values()))
     times: dict[str, list[float]] = {kind: [] for kind in calls}
     for _ in range(repeats):
         for kind, call in calls.items():
-            times[kind].append(seconds(call))
+            times[kind].append(record.seconds(call))
     return times
-
-
-def seconds(call: Callable) -> float:
-    """Returns the time of a call by the clock."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def num_repeats(seconds_of_round: float) -> int:

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -35,13 +34,6 @@ def make_model(config: ReformerConfig):
     return jax.jit(ReformerLM(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
 
-def seconds(run: Callable) -> float:
-    """Returns the time of a call, by the clock, when all that it returns is there."""
-    began = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - began
-
-
 def measure_time(pattern: str, context: int, num_tokens: int) -> dict:
     """Returns seconds of the prefill, per decoded token, and of a forward pass over all tokens for the last of them."""
     config = train_step.make_config(context + (1 + NUM_REPEATS) * num_tokens)
@@ -54,7 +46,7 @@ def measure_time(pattern: str, context: int, num_tokens: int) -> dict:
     chunks = decoding.generate(config, variables, [prompt], total, rng=rng, tokens_at_once=num_tokens)
     next(chunks)  # prefill, and both programs are compiled
     first = time.perf_counter() - began
-    decode = float(np.median([seconds(lambda: next(chunks)) for _ in range(NUM_REPEATS)]))
+    decode = float(np.median([record.seconds(lambda: next(chunks)) for _ in range(NUM_REPEATS)]))
 
     def recompute(variables, tokens):
         streams, _ = ReformerLM(config).apply(variables, tokens, lambda *_: (), method="observe", rngs={"hash": rng})
@@ -62,7 +54,7 @@ def measure_time(pattern: str, context: int, num_tokens: int) -> dict:
         return ReformerLM(config).apply(variables, last, method="logits")
 
     compiled = jax.jit(recompute).lower(variables, prompt[None]).compile()
-    recomputed = float(np.median([seconds(lambda: compiled(variables, prompt[None])) for _ in range(3)]))
+    recomputed = float(np.median([record.seconds(lambda: compiled(variables, prompt[None])) for _ in range(3)]))
     return {
         "attention": pattern,
         "context": context,

@@ -11,7 +11,6 @@ import functools
 import re
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,11 +106,7 @@ def nanoseconds(function: Callable, arguments: tuple, num_repeats: int) -> float
     try:
         compiled = jax.jit(function).lower(*arguments).compile()
         jax.block_until_ready(compiled(*arguments))
-        seconds = []
-        for _ in range(num_repeats):
-            began = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
-            seconds.append(time.perf_counter() - began)
+        seconds = [record.seconds(lambda: compiled(*arguments)) for _ in range(num_repeats)]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -196,11 +191,7 @@ def layer(length: int, num_heads: int, num_hashes: int, num_steps: int, implemen
     step, arguments = train_step.make_step(config)
     compiled = jax.jit(step).lower(*arguments).compile()
     jax.block_until_ready(compiled(*arguments))
-    seconds = []
-    for _ in range(num_steps):
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - began)
+    seconds = [record.seconds(lambda: compiled(*arguments)) for _ in range(num_steps)]
     scratch = compiled.memory_analysis().temp_size_in_bytes
     return {
         "attention": f"{implementation} R={num_hashes}",

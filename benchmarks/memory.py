@@ -2,8 +2,8 @@
 
 Planned memory is what XLA's compiled program asks for: arguments, results and scratch. Nothing is allocated for it, so
 that lengths which this machine could not hold can be planned too. The model is that of `train_step.py`. With
-`--resident` every row is also run once, in a process of its own, for the most memory that the process held: with XLA's
-fusions, Python and its libraries.
+`--resident` every row is also run once, in a process of its own, for the most memory that the process held: with
+Python and its libraries.
 
 Command: python benchmarks/memory.py --resident
 """

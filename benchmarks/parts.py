@@ -7,9 +7,9 @@ Command: python benchmarks/parts.py --length 4096 65536
 """
 
 import argparse
+import functools
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -22,6 +22,7 @@ from reformer.layers.attention import Fixed, plan_attention
 from reformer.layers.attention_residual import attention_residual
 from reformer.layers.feed_forward import feed_forward_residual
 from reformer.ops import attention as ops
+from reformer.ops import hashing
 from reformer.ops.plan import Arrays, Context
 
 NUM_KEYS = 128  # that a query sees: two chunks
@@ -37,13 +38,12 @@ def make_parts(config: ReformerConfig) -> dict[str, tuple]:
     parts: dict[str, tuple] = {}
     attention_flop = 4 * width * NUM_KEYS
     for i, kind in enumerate(config.attention_pattern):
-        projected, value, cotangent = jax.random.normal(
-            jax.random.key(i), (3, 1, config.num_heads, length, config.head_dim)
-        )
+        shape = (4, 1, config.num_heads, length, config.head_dim)
+        projected, key, value, cotangent = jax.random.normal(jax.random.key(i), shape)
         factors = num_buckets(length, config)
-        shape = (config.num_heads, config.head_dim, config.num_hashes, sum(factors) // 2)
-        rotations = jax.random.normal(jax.random.key(2), shape) if kind == "lsh" else None
-        arrays = Arrays(projected, None if kind == "lsh" else other_like(projected), value)
+        sizes = (config.num_heads, config.head_dim, config.num_hashes)
+        rotations = hashing.draw_rotations(jax.random.key(2), *sizes, factors) if kind == "lsh" else None
+        arrays = Arrays(projected, None if kind == "lsh" else key, value)
         order = ops.sort_by_hash(projected, rotations, factors) if kind == "lsh" else None
         seeds = None if seed is None else ops.dropout_seeds(seed, 1, config.num_heads)
         context, plan = Context(None, order, seeds), plan_attention(config, kind, length, seed is not None)
@@ -62,11 +62,6 @@ def make_parts(config: ReformerConfig) -> dict[str, tuple]:
     residual, of_layer = feed_forward_residual(config), params["layer_0"]["feed_forward"]
     linear = 4 * config.embed_dim * config.mlp_dim
     return parts | _layer_parts("feed-forward", residual, of_layer, x, other, seed, (), linear, 0)
-
-
-def other_like(x):
-    """Returns another random array of the shape of `x`."""
-    return jax.random.normal(jax.random.key(9), x.shape)
 
 
 def _layer_parts(name, residual, params, x, other, fixed, saved, linear, attention) -> dict[str, tuple]:
@@ -89,9 +84,7 @@ def measure(config: ReformerConfig, num_repeats: int) -> list[dict]:
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(1 + num_repeats):
         for name, (_, arguments, _) in parts.items():
-            began = time.perf_counter()
-            jax.block_until_ready(compiled[name](*arguments))
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(record.seconds(functools.partial(compiled[name], *arguments)))
     peak = train_step.matmul_rate(config)
     rows = []
     for name, (_, _, flop) in parts.items():

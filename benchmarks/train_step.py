@@ -112,11 +112,7 @@ def matmul_rate(config: ReformerConfig, num_repeats: int = 9) -> float:
     w = jax.random.normal(jax.random.key(1), (config.embed_dim, config.mlp_dim))
     multiply = jax.jit(jnp.dot).lower(x, w).compile()
     multiply(x, w).block_until_ready()
-    seconds = []
-    for _ in range(num_repeats):
-        began = time.perf_counter()
-        multiply(x, w).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+    seconds = [record.seconds(lambda: multiply(x, w)) for _ in range(num_repeats)]
     return 2 * rows * config.embed_dim * config.mlp_dim / min(seconds)
 
 
