@@ -9,7 +9,7 @@ import jax
 from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
-from reformer.training import checkpoint, command_line, loop, report, settings
+from reformer.training import checkpoint, command_line, loop, report, settings, stopping
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
@@ -22,6 +22,17 @@ def parse(arguments: list[str]) -> loop.Run:
     known, overrides = parser.parse_known_args(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
     return loop.prepare(config, known.workdir)
+
+
+def train(run: loop.Run) -> dict:
+    """Returns the result of a run; if it was stopped, ends the program with a line that says how to continue."""
+    try:
+        return loop.train(run)
+    except stopping.Stopped as stopped:
+        if jax.process_index() == 0:
+            print(f"{stopped}; the same command continues from there")
+            print(json.dumps({"stopped": True, "step": stopped.step}))
+        sys.exit(0)
 
 
 def say_what_was_learned(run: loop.Run, result: dict) -> None:
@@ -53,9 +64,10 @@ def main(arguments: list[str]) -> None:
     with command_line.user_errors(ValueError, OSError):
         run = parse(arguments)
     with command_line.user_errors(FloatingPointError, OSError):
-        result = loop.train(run)
+        result = train(run)
     if jax.process_index() == 0:
-        say_what_was_learned(run, result)
+        with command_line.user_errors(OSError):
+            say_what_was_learned(run, result)
         print(json.dumps(result))
 
 

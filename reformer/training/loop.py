@@ -13,7 +13,18 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.data.load import load
 from reformer.data.source import Source
-from reformer.training import batches, evaluation, metrics, settings, state, workdir
+from reformer.training import (
+    batches,
+    checkpoint,
+    disk,
+    evaluation,
+    faults,
+    metrics,
+    settings,
+    state,
+    stopping,
+    workdir,
+)
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.evaluation import Scores
 from reformer.training.programs import Programs, make_programs
@@ -41,6 +52,7 @@ class Machinery:
     checkpoints: Checkpoints
     journal: metrics.Journal
     progress: Progress
+    stopper: stopping.Stopping
 
 
 def prepare(config: ConfigDict, directory: str) -> Run:
@@ -70,22 +82,30 @@ def train(run: Run) -> dict[str, Any]:
 
     Raises:
       FloatingPointError: If a loss is not finite. No checkpoint of it is saved.
-      OSError: If the latest checkpoint is damaged, or the workdir cannot be written to.
+      OSError: If no checkpoint is intact, the workdir is in use or cannot be written to.
+      stopping.Stopped: If a signal asked for it; what was done is saved.
     """
-    workdir.write_config(run.workdir, run.config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(disk.explained(run.workdir))
+        stopper = stack.enter_context(stopping.Stopping())
+        stack.enter_context(workdir.claimed(run.workdir, run.config))
         stack.enter_context(jax.set_mesh(run.mesh))
-        checkpoints = stack.enter_context(Checkpoints(run.workdir, run.config.checkpoint.keep_latest))
         programs = make_programs(run.config, run.model_config, run.mesh)
+        checkpoints = stack.enter_context(checkpoint.open_to_write(run.workdir, run.config.checkpoint, programs.target))
         iterator = batches.training_batches(run.config, run.data)
         train_state = _start(checkpoints, programs, iterator)
         first_step = int(train_state.step)
         progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))
         journal = stack.enter_context(contextlib.closing(metrics.Journal(run.workdir, first_step)))
         evaluator = evaluation.make_evaluator(run.config, run.model_config, run.data, "valid", run.mesh)
-        machinery = Machinery(programs.train_step, evaluator, iterator, checkpoints, journal, progress)
+        evaluator = dataclasses.replace(evaluator, batches=stopper.watch(evaluator.batches))
+        machinery = Machinery(programs.train_step, evaluator, iterator, checkpoints, journal, progress, stopper)
         progress.say(_introduction(run, train_state))
-        return _finish(run, machinery, *_run_steps(run, machinery, train_state))
+        stopper.check(first_step)
+        try:
+            return _finish(run, machinery, *_run_steps(run, machinery, train_state))
+        except stopping.Cut:  # after the last step, which is saved
+            raise stopping.Stopped(run.config.training.num_steps) from None
 
 
 def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) -> tuple[state.TrainState, Scores | None]:
@@ -94,27 +114,50 @@ def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) ->
     reader = metrics.StepReader(
         machinery.journal, machinery.progress, run.data.unit, tokens_per_step, config.training.log_every_steps
     )
-    for number in range(int(train_state.step) + 1, config.training.num_steps + 1):
+    first = int(train_state.step)
+    if first and _is_evaluated(config, first) and not machinery.checkpoints.metrics(first):
+        scores = _evaluate_and_save(run, machinery, train_state, first)  # the run was stopped in its evaluation
+    for number in range(first + 1, config.training.num_steps + 1):
         batch = batches.to_mesh(next(machinery.batches), run.mesh)
+        faults.passes("train")
         train_state, step_metrics = machinery.train_step(train_state, batch)
         reader.push(number, step_metrics)
-        is_evaluated = number == config.training.num_steps or number % config.evaluation.every_steps == 0
-        if is_evaluated or number % config.checkpoint.every_steps == 0:
+        stops = machinery.stopper.requested(number)
+        if stops or _is_evaluated(config, number) or number % config.checkpoint.every_steps == 0:
             reader.flush()
-            scores = _evaluate(run, machinery, train_state.params, number, is_evaluated)
-            meta = {"step": number, "data": run.data.fingerprint, "config": settings.as_json(config)}
-            bits = None if scores is None else scores.bits
-            machinery.checkpoints.save(train_state, machinery.batches.get_state(), meta, bits)
+            scores = _evaluate_and_save(run, machinery, train_state, number)
     return train_state, scores
 
 
+def _is_evaluated(config: ConfigDict, number: int) -> bool:
+    return number == config.training.num_steps or number % config.evaluation.every_steps == 0
+
+
+def _evaluate_and_save(run: Run, machinery: Machinery, train_state: state.TrainState, number: int) -> Scores | None:
+    """Saves a checkpoint with the scores, if the step has some; raises Stopped after it if the run is to stop."""
+    whole = _is_evaluated(run.config, number) and not machinery.stopper.requested(number)
+    scores = _evaluate(run, machinery, train_state.params, number, whole)
+    meta = {"step": number, "data": run.data.fingerprint, "config": settings.as_json(run.config)}
+    bits = None if scores is None else scores.bits
+    machinery.checkpoints.save(train_state, machinery.batches.get_state(), meta, bits)
+    if machinery.stopper.requested(number):
+        machinery.checkpoints.wait()
+        raise stopping.Stopped(number)
+    return scores
+
+
 def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: bool) -> Scores | None:
-    """Returns the scores if the whole split is read, else None; a loss that is not finite is an error."""
-    measure = machinery.evaluator.measure if whole else machinery.evaluator.probe
-    scores = measure(params, run.config.evaluation.hash_seed)
-    metrics.check_finite(number, {"validation loss": scores.bits})
-    if not whole:
+    """Returns the scores if the whole split is read to its end, else None; a loss that is not finite is an error."""
+    hash_seed = run.config.evaluation.hash_seed
+    try:
+        scores = machinery.evaluator.measure(params, hash_seed) if whole else None
+    except stopping.Cut:
+        scores = None
+    if scores is None:
+        bits = machinery.evaluator.probe(params, hash_seed).bits
+        metrics.check_finite(number, {"validation loss": bits})
         return None
+    metrics.check_finite(number, {"validation loss": scores.bits})
     machinery.journal.write({"split": "valid", "step": number, **scores.record(run.data.unit)})
     machinery.progress.say(f"step {number}: validation {scores.describe(run.data.unit)}")
     return scores

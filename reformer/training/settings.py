@@ -71,7 +71,7 @@ FIELD_RULES = (
     (
         "None or a positive integer",
         lambda value: value is None or (_is_integer(value) and value > 0),
-        ["data.length", "evaluation.max_examples"],
+        ["data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
     ),
 )
 
