@@ -1,11 +1,11 @@
 """Kills a small run with SIGKILL again and again, and compares what it comes to with a run that nobody killed.
 
-python benchmarks/soak.py [--num_chains 10]     (`make soak`)
+python benchmarks/soak.py [--num_chains 5]     (`make soak`)
 
 The points are those of reformer/training/faults.py. A chain is one workdir: the same command is started until it ends
-by itself, and killed five times on the way, during compilation, training, a save, a restore and an evaluation. Nothing
-is cleaned between two starts. At the end the parameters, the optimizer's state and the journal must be those of the
-unbroken run bit for bit, with the same files in the workdir.
+by itself, and killed ten times on the way, twice each during compilation, training, a save, a restore and an
+evaluation. Nothing is cleaned between two starts. At the end the parameters, the optimizer's state and the journal must
+be those of the unbroken run bit for bit, with the same files in the workdir.
 """
 
 import argparse
@@ -33,7 +33,7 @@ OVERRIDES = {
     "model.embed_dim": 16,
     "model.mlp_dim": 32,
     "model.dropout_rate": 0.1,
-    "training.num_steps": 16,
+    "training.num_steps": 30,
     "training.log_every_steps": 1,
     "evaluation.every_steps": 3,
     "evaluation.num_hash_seeds": 1,
@@ -45,14 +45,17 @@ def chains(num_chains: int) -> list[list[str]]:
     """Returns the kills of each chain, `POINT:N`; every start after one of them finds what it left."""
     return [
         [
-            f"compile:{1 + number % 4}",
-            f"train:{4 + number % 3}",
-            f"{SAVE_POINTS[number % len(SAVE_POINTS)]}:{1 + number // len(SAVE_POINTS)}",
-            f"restore:{1 + number % 4}",
-            f"evaluate:{1 + number % 5}",
+            f"compile:{1 + number % 3}",
+            *(kill for half in (2 * number, 2 * number + 1) for kill in _kills(half)),
+            f"compile:{1 + number % 2}",
         ]
         for number in range(num_chains)
     ]
+
+
+def _kills(number: int) -> list[str]:
+    point, count = SAVE_POINTS[number % len(SAVE_POINTS)], 1 + number // len(SAVE_POINTS)
+    return [f"train:{3 + number % 3}", f"{point}:{count}", f"restore:{1 + number % 4}", f"evaluate:{1 + number % 3}"]
 
 
 class Soak:
@@ -146,7 +149,7 @@ def _final_arrays(workdir: Path) -> dict[str, bytes]:
 def main() -> None:
     """Makes the chains and appends the result to results/soak.jsonl."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_chains", type=int, default=10, help="of five kills each")
+    parser.add_argument("--num_chains", type=int, default=5, help="of ten kills each")
     num_chains = parser.parse_args().num_chains
     os.environ["JAX_PLATFORMS"] = "cpu"
     origin, began, counts = record.provenance(), time.perf_counter(), collections.Counter()

@@ -59,6 +59,7 @@ class Checkpoints:
             raise ValueError(f"workdir={workdir} has no checkpoints. Train first, until the first one is saved.")
         self._verified: set[int] = set()
         if not read_only:
+            damage.silence_tracebacks()
             intact = agreement.on_process_0(self._repair)
             self._verified.update([] if intact is None else [intact])
         managers = ocp.checkpoint_managers
@@ -105,6 +106,7 @@ class Checkpoints:
         self._empty_bin()
 
     def _repair(self) -> int | None:
+        damage.put_back(self.directory, self.directory / _BIN)
         self._empty_bin()
         return damage.set_aside(self.directory)
 

@@ -1,6 +1,7 @@
 """Damaged checkpoints: found before they are read, named, set aside by a run that continues, never deleted."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,14 @@ def set_aside(directory: Path) -> int | None:
     return intact
 
 
+def put_back(directory: Path, removed: Path) -> None:
+    """Puts the checkpoint back that a killed run was about to replace: nothing else that is removed is the newest."""
+    newest = max(steps_in(directory), default=-1)
+    for step in steps_in(removed):
+        if step > newest:
+            os.rename(removed / str(step), directory / str(step))
+
+
 def steps_in(directory: Path) -> list[int]:
     """Returns the steps of the checkpoints in a directory, damaged or not."""
     if not directory.is_dir():
@@ -76,6 +85,15 @@ def none_is_intact(directory: Path, problems: Mapping[int, str]) -> str:
         f"no checkpoint in {directory} that could be used is intact ({listed}). Choose another, put back a copy, or "
         f"start anew in another workdir{adopt if has_old else ''}."
     )
+
+
+def _is_no_traceback(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def silence_tracebacks() -> None:
+    """Keeps Orbax from printing the traceback of what it raises as well, and we explain."""
+    logging.getLogger("absl").addFilter(_is_no_traceback)
 
 
 @contextlib.contextmanager

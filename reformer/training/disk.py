@@ -1,6 +1,7 @@
 """A disk that is full or may not be written to: noticed before a run, and said in one sentence when it happens."""
 
 import contextlib
+import errno
 import math
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from typing import Any
 import jax
 
 PROBE = "probe.tmp"
+_OF_DISKS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
+)
 # Of the manifest, metadata and journal of a small run.
 _OVERHEAD_BYTES = 2**18
 
@@ -52,11 +57,11 @@ def check_space(workdir: Path, state: Any, num_checkpoints: int) -> None:
 
 @contextlib.contextmanager
 def explained(workdir: Path) -> Iterator[None]:
-    """Turns an error of the system into a sentence that says what to do; one that is a sentence already is left."""
+    """Turns an error of the system about disks into a sentence that says what to do; leaves all others."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno not in _OF_DISKS:
             raise
         place = f" ({error.filename})" if error.filename else ""
         raise OSError(

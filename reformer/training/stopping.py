@@ -44,6 +44,7 @@ class Stopping:
         self._is_shared = jax.distributed.is_initialized()
         self._signalled = threading.Event()
         self._previous: dict[signal.Signals, Any] = {}
+        self._asked, self._answer = -1, False
 
     def __enter__(self) -> "Stopping":
         """Starts to listen; only the main thread can."""
@@ -86,10 +87,12 @@ class Stopping:
         return self._signalled.is_set() and not self._is_shared
 
     def requested(self, step: int) -> bool:
-        """Returns whether all processes stop after `step`; every one of them asks, once at least for each step."""
-        if self._is_shared:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._signalled.is_set()
+        """Returns whether all processes stop after `step`; each of them has to ask for every step, in order."""
+        if not self._is_shared:
+            return self._signalled.is_set()
+        if step != self._asked:
+            self._asked, self._answer = step, multihost_utils.reached_preemption_sync_point(step)
+        return self._answer
 
     def check(self, step: int) -> None:
         """Raises Stopped if a signal came before the first step; processes that share one stop after that step."""

@@ -47,6 +47,16 @@ def test_a_checkpoint_is_replaced_by_one_of_the_same_step(tmp_path):
         assert checkpoints.metrics(1) == {"bits": 2.0}
 
 
+def test_a_checkpoint_that_was_about_to_be_replaced_when_the_run_was_killed_is_still_there(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    (tmp_path / "checkpoints" / "deleted").mkdir()
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "deleted" / "2")
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        assert checkpoints.steps == [1, 2]
+
+
 def test_what_a_kill_left_is_removed(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)

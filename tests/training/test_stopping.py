@@ -1,6 +1,5 @@
 """A run that is asked to end does so after the running step, with everything saved, and continues as if it had not."""
 
-import json
 import os
 import signal
 import subprocess
@@ -46,8 +45,11 @@ def test_an_evaluation_is_cut_between_two_batches():
 
 
 def test_a_second_interrupt_ends_the_process_at_once_even_if_it_is_busy():
-    code = "from reformer.training.stopping import Stopping\nwith Stopping():\n print(flush=True)\n sum(range(10**12))"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Sleeping stands for a compilation: the main thread is inside a call that runs no Python.
+    code = "from reformer.training import stopping\nwith stopping.Stopping(): print(flush=True), time.sleep(999)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import time; {code}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     assert b"Ctrl-C twice ends at once" in process.stderr.readline()
@@ -120,41 +122,3 @@ def test_a_signal_in_the_last_evaluation_ends_the_run_with_all_steps_saved(unbro
         run(config, tmp_path / "run")
     monkeypatch.undo()
     assert run(config, tmp_path / "run") == unbroken[1]
-
-
-@pytest.mark.slow
-def test_sigterm_ends_the_program_with_code_0_and_the_same_command_continues(text_file, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        f"--config={ROOT}/configs/text.py:tiny",
-        f"--config.data.path={text_file}",
-        f"--workdir={tmp_path}/run",
-        "--config.model.embed_dim=16",
-        "--config.model.max_length=32",
-        "--config.training.num_steps=100000",
-        "--config.training.log_every_steps=1",
-        "--config.evaluation.every_steps=100000",
-        "--config.checkpoint.every_steps=100000",
-    ]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    steps = []
-    for number in stopping.SIGNALS:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for_record(tmp_path / "run" / "metrics.jsonl", sum(steps[-1:]), process)
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        *_, sentence, last = output.splitlines()
-        steps.append(json.loads(last)["step"])
-        assert sentence == f"stopped after step {steps[-1]}; the same command continues from there"
-        assert "Traceback" not in errors
-    assert f"continuing after step {steps[0]}" in output
-    assert 0 < steps[0] < steps[1]
-
-
-def wait_for_record(journal, after, process):
-    """Waits until the run has written a record of a step after `after`."""
-    while not journal.exists() or f'"step": {after + 1},' not in journal.read_text():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
