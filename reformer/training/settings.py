@@ -164,6 +164,12 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
         )
     if config.data.name == "text" and not config.data.path:
         yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
+    keep_every_steps, every_steps = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
+    if keep_every_steps and keep_every_steps % every_steps:
+        yield (
+            f"config.checkpoint.keep_every_steps={keep_every_steps} is not a multiple of "
+            f"config.checkpoint.every_steps={every_steps}: no checkpoint would be there to keep. Change one of the two."
+        )
     if training.batch_size % training.accumulation_steps:
         yield (
             f"config.training.batch_size={training.batch_size} is not a multiple of "
