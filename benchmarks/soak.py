@@ -33,7 +33,7 @@ OVERRIDES = {
     "model.embed_dim": 16,
     "model.mlp_dim": 32,
     "model.dropout_rate": 0.1,
-    "training.num_steps": 30,
+    "training.num_steps": 36,
     "training.log_every_steps": 1,
     "evaluation.every_steps": 3,
     "evaluation.num_hash_seeds": 1,
@@ -55,7 +55,7 @@ def chains(num_chains: int) -> list[list[str]]:
 
 def _kills(number: int) -> list[str]:
     point, count = SAVE_POINTS[number % len(SAVE_POINTS)], 1 + number // len(SAVE_POINTS)
-    return [f"train:{3 + number % 3}", f"{point}:{count}", f"restore:{1 + number % 4}", f"evaluate:{1 + number % 3}"]
+    return [f"train:{4 + number % 3}", f"{point}:{count}", f"restore:{1 + number % 4}", f"evaluate:{1 + number % 3}"]
 
 
 class Soak:
