@@ -15,6 +15,7 @@ from reformer.ops.chunking import map_chunks
 from reformer.ops.dropout import fold, rows
 from reformer.ops.plan import Arrays, Context, Order, Plan
 from reformer.ops.reversible import Residual, chunked_vjp
+from reformer.ops.stored import store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +89,13 @@ class AttentionResidual:
 
     def _project_all(self, params, x) -> Arrays:
         chunk_length = self.config.mlp_chunk_length
-        return map_chunks(lambda x: self._project(params, x), x, chunk_length, in_axis=1, out_axis=2)
+        return store(map_chunks(lambda x: self._project(params, x), x, chunk_length, in_axis=1, out_axis=2))
 
     def _prepare(self, projected: Arrays, fixed: Fixed, order: Order | None) -> tuple[Plan, Context]:
         batch, num_heads, length, _ = projected.query.shape
         plan = plan_attention(self.config, self.kind, length, fixed.seed is not None)
         if order is None and self.kind == "lsh" and not plan.is_full:
-            order = _sort(self.config, projected.query, fixed)
+            order = store(_sort(self.config, projected.query, fixed))
         seeds = None
         if plan.rule.dropout_rate:
             seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
