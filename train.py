@@ -1,7 +1,6 @@
 """Trains a model: python train.py --config=configs/NAME.py[:preset] --workdir=DIR [--config.group.field=value]."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +8,7 @@ import jax
 from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
-from reformer.training import checkpoint, command_line, loop, report, settings
+from reformer.training import checkpoint, command_line, distributed, loop, report, settings
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
@@ -19,7 +18,7 @@ def parse(arguments: list[str]) -> loop.Run:
     parser = command_line.Parser("Trains a Reformer language model.")
     parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="config file, with :preset if wanted")
     parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
-    known, overrides = parser.parse_known_args(arguments)
+    known, overrides = parser.parse(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
     return loop.prepare(config, known.workdir)
 
@@ -52,12 +51,13 @@ def main(arguments: list[str]) -> None:
     """Trains, reports, and prints one JSON object as the last line."""
     with command_line.user_errors(ValueError, OSError):
         run = parse(arguments)
+    distributed.meet("checked")  # before one of them changes the workdir that another still checks
     with command_line.user_errors(FloatingPointError, OSError):
         result = loop.train(run)
-    if jax.process_index() == 0:
+    if distributed.is_writer():
         say_what_was_learned(run, result)
         print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    distributed.run(main)

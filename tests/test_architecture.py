@@ -19,7 +19,7 @@ ALLOWED = {
     "compilation": set(),
     "config": set(),
     "sharding": set(),
-    "ops": set(),
+    "ops": {"sharding"},
     "layers": LEAVES | {"ops"},
     "model": LEAVES | {"ops", "layers"},
     "decoding": LEAVES | {"ops", "layers", "model"},

@@ -54,11 +54,9 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     data = load(config.data, settings.window_length(config))
     workdir.check_data(Path(directory), data)
     mesh = sharding.make_mesh(**config.sharding)
-    micro_batch_size = config.training.batch_size // config.training.accumulation_steps
-    for batch_size in (micro_batch_size, config.evaluation.batch_size):
-        sharding.validate(model_config, batch_size, dict(mesh.shape))
-    batches.training_batches(config, data)
-    batches.evaluation_batches(config, data, "valid")
+    settings.check_sharding(config, mesh, is_trained=True)
+    batches.training_batches(config, data, mesh)
+    batches.evaluation_batches(config, data, "valid", mesh)
     return Run(config, model_config, data, mesh, Path(directory))
 
 
@@ -77,7 +75,7 @@ def train(run: Run) -> dict[str, Any]:
         stack.enter_context(jax.set_mesh(run.mesh))
         checkpoints = stack.enter_context(Checkpoints(run.workdir, run.config.checkpoint.keep_latest))
         programs = make_programs(run.config, run.model_config, run.mesh)
-        iterator = batches.training_batches(run.config, run.data)
+        iterator = batches.training_batches(run.config, run.data, run.mesh)
         train_state = _start(checkpoints, programs, iterator)
         first_step = int(train_state.step)
         progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))

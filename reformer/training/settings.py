@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax
 from ml_collections import ConfigDict
 
+from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.data import load
-from reformer.layers.attention import num_buckets
+from reformer.layers.attention import num_buckets, padded_length
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
@@ -29,7 +31,7 @@ def _is_integer(value: Any) -> bool:
 FIELD_RULES = (
     ("one of adafactor, adamw", lambda value: value in ("adafactor", "adamw"), ["optimizer.name"]),
     (f"one of {', '.join(load.MODULES)}", lambda value: value in load.MODULES, ["data.name"]),
-    ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images"]),
+    ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
     ("one of rsqrt, cosine, constant", lambda value: value in ("rsqrt", "cosine", "constant"), ["optimizer.schedule"]),
     (
         "an integer of at least 1",
@@ -67,6 +69,11 @@ FIELD_RULES = (
         "None or a positive number",
         lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
         ["optimizer.clip_norm"],
+    ),
+    (
+        "-1 or a positive integer",
+        lambda value: _is_integer(value) and (value == -1 or value > 0),
+        ["sharding.data", "sharding.fsdp", "sharding.tensor"],
     ),
     (
         "None or a positive integer",
@@ -162,6 +169,22 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
             f"config.training.batch_size={training.batch_size} is not a multiple of "
             f"config.training.accumulation_steps={training.accumulation_steps}. Change one of the two."
         )
+
+
+def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool = False) -> None:
+    """Raises a ValueError, one line for each problem, unless the model and its batches divide over the mesh.
+
+    Args:
+      config: Checked by `validate`.
+      mesh: Of the run.
+      is_trained: Whether there are training batches too.
+    """
+    model, training = model_config(config), config.training
+    batch_sizes = {"config.evaluation.batch_size": config.evaluation.batch_size}
+    if is_trained:
+        name = "config.training.batch_size" + " / accumulation_steps" * (training.accumulation_steps > 1)
+        batch_sizes[name] = training.batch_size // training.accumulation_steps
+    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model))
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
