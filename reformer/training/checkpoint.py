@@ -1,5 +1,6 @@
 """Checkpoints of a run: the state, the position in the data and the config, written by Orbax and verified by us."""
 
+import contextlib
 import functools
 import shutil
 import sys
@@ -93,7 +94,9 @@ class Checkpoints:
             if kind is None:
                 raise
             print(f"error: {error}", file=sys.stderr)  # beside the error that is on its way
-        self._manager.close()
+        finally:
+            with contextlib.suppress(Exception):  # it repeats what `wait` has raised
+                self._manager.close()
 
     def wait(self) -> None:
         """Waits until what was saved is complete.

@@ -35,7 +35,7 @@ class Journal:
         self._is_writer = distributed.is_writer()
         if not self._is_writer:
             return
-        from tensorboardX import SummaryWriter
+        from reformer.training.events import EventFile
 
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_records(path) if record["step"] <= resumed_step]
@@ -43,7 +43,7 @@ class Journal:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=resumed_step + 1)
+        self._events = EventFile(workdir / "events", purge_step=resumed_step + 1)
 
     def write(self, record: Record) -> None:
         """Appends a record with the keys `split`, `step` and numbers."""

@@ -16,6 +16,7 @@ import pytest
 
 from reformer.training import disk, faults, loop, manifest, metrics
 from reformer.training.checkpoint import Checkpoints
+from reformer.training.events import EventFile
 from reformer.training.state import TrainState
 from tests.training.runs import ROOT, assert_same, restored, run, save, state_of
 
@@ -90,6 +91,13 @@ def test_a_journal_that_cannot_be_written_ends_the_run_with_a_sentence(config, t
         OSError, match=r"workdir=.* cannot be used: No space left on device.*run the same command again"
     ):
         run(config, tmp_path / "run")
+
+
+def test_events_that_cannot_be_written_are_an_error_and_not_a_wait_without_end(mount):
+    events = EventFile(mount(2**16), purge_step=1)
+    with pytest.raises(OSError, match="No space left"):
+        for step in range(10_000):
+            events.add_scalar("loss", 1.0, step)
 
 
 def test_too_little_space_is_noticed_before_the_first_step(config, tmp_path, monkeypatch):
