@@ -14,14 +14,16 @@ from reformer.training import checkpoint, command_line, loop, report, settings
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
 
-def parse(arguments: list[str]) -> loop.Run:
-    """Returns the checked experiment that the command line describes."""
+def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
+    """Returns the checked experiment that the command line describes, and whether it is only a dry run."""
     parser = command_line.Parser("Trains a Reformer language model.")
     parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="config file, with :preset if wanted")
     parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
+    parser.add_argument("--profile_steps", default="", help="FIRST:LAST, steps to trace into WORKDIR/profile")
+    parser.add_argument("--dry_run", action="store_true", help="check, compile, show the summary, and stop there")
     known, overrides = parser.parse_known_args(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
-    return loop.prepare(config, known.workdir)
+    return loop.prepare(config, known.workdir, known.profile_steps), known.dry_run
 
 
 def say_what_was_learned(run: loop.Run, result: dict) -> None:
@@ -51,7 +53,12 @@ def print_sample(run: loop.Run) -> None:
 def main(arguments: list[str]) -> None:
     """Trains, reports, and prints one JSON object as the last line."""
     with command_line.user_errors(ValueError, OSError):
-        run = parse(arguments)
+        run, is_dry = parse(arguments)
+    if is_dry:
+        print("compiling the training step ...", flush=True)
+        known = loop.dry_run(run)
+        print(f"{known.text}\n{json.dumps(known.record)}")
+        return
     with command_line.user_errors(FloatingPointError, OSError):
         result = loop.train(run)
     if jax.process_index() == 0:

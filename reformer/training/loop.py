@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.data.load import load
 from reformer.data.source import Source
-from reformer.training import batches, evaluation, metrics, settings, state, workdir
+from reformer.training import batches, evaluation, metrics, occupancy, profiling, settings, state, summary, workdir
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.evaluation import Scores
-from reformer.training.programs import Programs, make_programs
+from reformer.training.guards import Guard, parameter_names
+from reformer.training.programs import CompiledStep, Programs, compile_step, make_programs
 from reformer.training.progress import Progress
+from reformer.training.watchdog import Watchdog, bytes_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +32,31 @@ class Run:
     data: Source
     mesh: jax.sharding.Mesh
     workdir: Path
+    profile_steps: profiling.Steps | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Machinery:
     """What the steps of a run need beside its state."""
 
-    train_step: Callable[..., tuple[state.TrainState, dict[str, jax.Array]]]
+    programs: Programs
     evaluator: evaluation.Evaluator
     batches: Any  # training batches of this process, with get_state and set_state
     checkpoints: Checkpoints
     journal: metrics.Journal
     progress: Progress
+    profiler: profiling.Profiler
+    guard: Guard
+    watchdog: Watchdog
 
 
-def prepare(config: ConfigDict, directory: str) -> Run:
+def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     """Checks everything that a user can get wrong, and writes nothing.
+
+    Args:
+      config: With every field of configs/base.py.
+      directory: The workdir.
+      profile_steps: FIRST:LAST, the steps to trace; '' = none.
 
     Raises:
       ValueError: If something is wrong; the message says what, and how to repair it.
@@ -59,7 +71,16 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         sharding.validate(model_config, batch_size, dict(mesh.shape))
     batches.training_batches(config, data)
     batches.evaluation_batches(config, data, "valid")
-    return Run(config, model_config, data, mesh, Path(directory))
+    finished_step = workdir.latest_step(Path(directory))
+    steps = profiling.parse_steps(profile_steps, config.training.num_steps, finished_step)
+    return Run(config, model_config, data, mesh, Path(directory), steps)
+
+
+def dry_run(run: Run) -> summary.Summary:
+    """Compiles the training step and returns what is known before the first one; nothing is allocated or written."""
+    with jax.set_mesh(run.mesh):
+        programs = make_programs(run.config, run.model_config, run.mesh)
+        return summary.summarize(run, programs.target, _compile(run, programs))
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -69,12 +90,14 @@ def train(run: Run) -> dict[str, Any]:
       The record of the final evaluation.
 
     Raises:
-      FloatingPointError: If a loss is not finite. No checkpoint of it is saved.
+      FloatingPointError: If a loss or gradient is not finite, more often than may be skipped. No checkpoint of it is
+        saved.
       OSError: If the latest checkpoint is damaged, or the workdir cannot be written to.
     """
     workdir.write_config(run.workdir, run.config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(run.mesh))
+        watchdog = stack.enter_context(contextlib.closing(Watchdog(run.config.training.stall_seconds)))
         checkpoints = stack.enter_context(Checkpoints(run.workdir, run.config.checkpoint.keep_latest))
         programs = make_programs(run.config, run.model_config, run.mesh)
         iterator = batches.training_batches(run.config, run.data)
@@ -82,21 +105,38 @@ def train(run: Run) -> dict[str, Any]:
         first_step = int(train_state.step)
         progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))
         journal = stack.enter_context(contextlib.closing(metrics.Journal(run.workdir, first_step)))
-        evaluator = evaluation.make_evaluator(run.config, run.model_config, run.data, "valid", run.mesh)
-        machinery = Machinery(programs.train_step, evaluator, iterator, checkpoints, journal, progress)
+        profiler = profiling.Profiler(run.profile_steps, run.workdir / "profile", progress.say)
+        stack.enter_context(contextlib.closing(profiler))
+        guard = Guard(run.data.unit, parameter_names(train_state.params), run.config.training.max_skipped_updates)
+        evaluator = evaluation.make_evaluator(
+            run.config, run.model_config, run.data, "valid", run.mesh, lambda: watchdog.begin("an evaluation")
+        )
+        machinery = Machinery(programs, evaluator, iterator, checkpoints, journal, progress, profiler, guard, watchdog)
         progress.say(_introduction(run, train_state))
         return _finish(run, machinery, *_run_steps(run, machinery, train_state))
 
 
+def _compile(run: Run, programs: Programs) -> CompiledStep:
+    return compile_step(programs, batches.training_shapes(run.config, run.data, run.mesh))
+
+
 def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) -> tuple[state.TrainState, Scores | None]:
-    config, scores = run.config, None
+    config, scores, first = run.config, None, int(train_state.step) + 1
+    if first > config.training.num_steps:
+        return train_state, None
+    machinery.watchdog.begin("the compilation", compiles=True)
+    train_step = _compile_and_say(run, machinery)
     tokens_per_step = config.training.batch_size * settings.window_length(config)
     reader = metrics.StepReader(
-        machinery.journal, machinery.progress, run.data.unit, tokens_per_step, config.training.log_every_steps
+        machinery.journal, machinery.progress, machinery.guard, tokens_per_step, config.training.log_every_steps
     )
-    for number in range(int(train_state.step) + 1, config.training.num_steps + 1):
+    reader.start()
+    for number in range(first, config.training.num_steps + 1):
+        machinery.watchdog.begin(f"step {number} or the one before it")
+        machinery.profiler.before(number)
         batch = batches.to_mesh(next(machinery.batches), run.mesh)
-        train_state, step_metrics = machinery.train_step(train_state, batch)
+        train_state, step_metrics = train_step(train_state, batch)
+        machinery.profiler.after(number, step_metrics)
         reader.push(number, step_metrics)
         is_evaluated = number == config.training.num_steps or number % config.evaluation.every_steps == 0
         if is_evaluated or number % config.checkpoint.every_steps == 0:
@@ -104,18 +144,36 @@ def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) ->
             scores = _evaluate(run, machinery, train_state.params, number, is_evaluated)
             meta = {"step": number, "data": run.data.fingerprint, "config": settings.as_json(config)}
             bits = None if scores is None else scores.bits
+            machinery.watchdog.begin("saving a checkpoint", sign=_saved_bytes(machinery))
             machinery.checkpoints.save(train_state, machinery.batches.get_state(), meta, bits)
     return train_state, scores
 
 
+def _compile_and_say(run: Run, machinery: Machinery) -> jax.stages.Compiled:
+    machinery.progress.say("compiling the training step ...")
+    compiled = _compile(run, machinery.programs)
+    machinery.progress.say(summary.summarize(run, machinery.programs.target, compiled).text)
+    return compiled.call
+
+
+def _saved_bytes(machinery: Machinery) -> Callable[[], int]:
+    return functools.partial(bytes_below, machinery.checkpoints.directory)
+
+
 def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: bool) -> Scores | None:
     """Returns the scores if the whole split is read, else None; a loss that is not finite is an error."""
-    measure = machinery.evaluator.measure if whole else machinery.evaluator.probe
-    scores = measure(params, run.config.evaluation.hash_seed)
-    metrics.check_finite(number, {"validation loss": scores.bits})
+    machinery.watchdog.begin("the first batch of an evaluation", compiles=True)
+    hash_seed, buckets = run.config.evaluation.hash_seed, {}
+    if whole:
+        scores, buckets = machinery.evaluator.measure_with_buckets(params, hash_seed)
+    else:
+        scores = machinery.evaluator.probe(params, hash_seed)
+    machinery.guard.check_validation(number, scores.bits)
     if not whole:
         return None
     machinery.journal.write({"split": "valid", "step": number, **scores.record(run.data.unit)})
+    if buckets:
+        machinery.journal.write({"split": "lsh", "step": number, **occupancy.record(buckets)})
     machinery.progress.say(f"step {number}: validation {scores.describe(run.data.unit)}")
     return scores
 
@@ -127,6 +185,7 @@ def _finish(run: Run, machinery: Machinery, train_state: state.TrainState, score
     result = {"split": "valid", "step": int(train_state.step), **scores.record(unit), "hash_seed": config.hash_seed}
     if run.model_config.num_lsh_layers:
         result["hash_spread"] = evaluation.measure_spread(machinery.evaluator, train_state.params, scores.bits, config)
+    machinery.watchdog.begin("saving the last checkpoint", sign=_saved_bytes(machinery))
     machinery.checkpoints.wait()
     return result | {"best_step": machinery.checkpoints.best}
 
