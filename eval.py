@@ -1,13 +1,10 @@
 """Evaluates a checkpoint: python eval.py --workdir=DIR [--split=test] [--config.group.field=value]."""
 
 import json
-import sys
 from pathlib import Path
 
-import jax
-
 from configs import base
-from reformer.training import command_line, evaluation, settings
+from reformer.training import command_line, distributed, evaluation, settings
 
 
 def parse(arguments: list[str]) -> evaluation.Evaluation:
@@ -16,7 +13,7 @@ def parse(arguments: list[str]) -> evaluation.Evaluation:
     parser.add_argument("--workdir", required=True, help="directory that was given to train.py")
     parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
-    known, overrides = parser.parse_known_args(arguments)
+    known, overrides = parser.parse(arguments)
     workdir = Path(known.workdir)
     config = command_line.override(settings.update(base.get_config(), settings.read(workdir)), overrides)
     return evaluation.prepare(config, workdir, known.checkpoint, known.split)
@@ -26,16 +23,17 @@ def main(arguments: list[str]) -> None:
     """Evaluates, appends the result to `evaluations.jsonl` and prints it as the last line."""
     with command_line.user_errors(ValueError, OSError):
         wanted = parse(arguments)
-    print(f"{wanted.workdir}, step {wanted.step}, {wanted.split} split, {wanted.data.description}", flush=True)
-    if wanted.changes:
-        print(f"changed for this evaluation: {settings.describe(wanted.changes)}", flush=True)
+    if distributed.is_writer():
+        print(f"{wanted.workdir}, step {wanted.step}, {wanted.split} split, {wanted.data.description}", flush=True)
+        if wanted.changes:
+            print(f"changed for this evaluation: {settings.describe(wanted.changes)}", flush=True)
     with command_line.user_errors(OSError):
         record = json.dumps(evaluation.evaluate(wanted))
-        if jax.process_index() == 0:
+        if distributed.is_writer():
             with (wanted.workdir / "evaluations.jsonl").open("a") as file:
                 file.write(record + "\n")
             print(record)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    distributed.run(main)

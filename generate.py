@@ -21,7 +21,7 @@ from reformer.training import command_line, settings
 
 def parser() -> command_line.Parser:
     """Returns the parser of the command line."""
-    result = command_line.Parser("Writes text or paints pictures with a trained Reformer.")
+    result = command_line.Parser("Writes text or paints pictures with a trained Reformer.", may_be_many=False)
     result.add_argument("--workdir", required=True, type=Path, help="directory that was given to train.py")
     result.add_argument("--checkpoint", default="best", help="best, latest or a step")
     result.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
@@ -56,10 +56,13 @@ class Job:
 
 def parse(arguments: list[str]) -> Job:
     """Returns the job that the command line describes."""
-    known, overrides = parser().parse_known_args(arguments)
+    known, overrides = parser().parse(arguments)
     if known.batch < 1 or known.complete < 0:
         raise ValueError(f"--batch={known.batch} must be at least 1 and --complete={known.complete} at least 0.")
-    config = command_line.override(settings.update(base.get_config(), settings.read(known.workdir)), overrides)
+    stored = settings.update(base.get_config(), settings.read(known.workdir))
+    stored.sharding = base.sharding_group()
+    stored.sharding.data = 1  # one device unless asked, however many the training had
+    config = command_line.override(stored, overrides)
     kind, length, given = load.kind(config.data.name), settings.window_length(config), np.zeros((0, 0), np.int32)
     if kind == "images":
         prompts, num_tokens, given = _image_prompts(known, config, length)

@@ -1,7 +1,6 @@
 """Trains a model: python train.py --config=configs/NAME.py[:preset] --workdir=DIR [--config.group.field=value]."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +8,7 @@ import jax
 from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
-from reformer.training import checkpoint, command_line, loop, report, settings
+from reformer.training import checkpoint, command_line, distributed, loop, report, settings, summary
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
@@ -21,7 +20,7 @@ def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
     parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
     parser.add_argument("--profile_steps", default="", help="FIRST:LAST, steps to trace into WORKDIR/profile")
     parser.add_argument("--dry_run", action="store_true", help="check, compile, show the summary, and stop there")
-    known, overrides = parser.parse_known_args(arguments)
+    known, overrides = parser.parse(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
     return loop.prepare(config, known.workdir, known.profile_steps), known.dry_run
 
@@ -50,21 +49,26 @@ def print_sample(run: loop.Run) -> None:
     print(f"a sample:\n{text.decode(tokens[0]).decode(errors='replace')}")
 
 
+def show(known: summary.Summary) -> None:
+    """Prints what a dry run found out."""
+    if distributed.is_writer():
+        print(f"{known.text}\n{json.dumps(known.record)}")
+
+
 def main(arguments: list[str]) -> None:
     """Trains, reports, and prints one JSON object as the last line."""
     with command_line.user_errors(ValueError, OSError):
         run, is_dry = parse(arguments)
     if is_dry:
-        print("compiling the training step ...", flush=True)
-        known = loop.dry_run(run)
-        print(f"{known.text}\n{json.dumps(known.record)}")
+        show(loop.dry_run(run))
         return
+    distributed.meet("checked")  # before one of them changes the workdir that another still checks
     with command_line.user_errors(FloatingPointError, OSError):
         result = loop.train(run)
-    if jax.process_index() == 0:
+    if distributed.is_writer():
         say_what_was_learned(run, result)
         print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    distributed.run(main)

@@ -136,7 +136,7 @@ def report_agreement(workdir: Path | None) -> None:
     if workdir is not None:
         wanted = eval_program.parse([f"--workdir={workdir}"])
         _, variables = checkpoint.load(workdir, wanted.step)
-        batch = batches.evaluation_batches(wanted.config, wanted.data, wanted.split)[0]
+        batch = batches.evaluation_batches(wanted.config, wanted.data, wanted.split, wanted.mesh)[0]
         row, of_both = measure_agreement(wanted.model_config, variables, batch["tokens"])
         whole, cached = bits(of_both, batch["targets"])
         model = f"{wanted.config.data.name}, step {wanted.step}"

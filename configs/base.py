@@ -106,6 +106,7 @@ def sharding_group() -> ConfigDict:
     group.data = -1  # copies of the model, each with its part of the batch
     group.fsdp = 1  # parts of the batch that also divide the parameters among them
     group.tensor = 1  # parts of the heads and of the feed-forward layers
+    group.split_length = False  # the `tensor` devices hold parts of the length instead: for few, very long sequences
     return group
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from reformer import decoding
+from reformer import decoding, sharding
 from reformer.config import ReformerConfig
 from reformer.data import text
 from reformer.training import checkpoint, evaluation, settings
@@ -31,6 +32,7 @@ class Generation:
     num_tokens: int
     sampling: decoding.Sampling
     seed: int
+    mesh: jax.sharding.Mesh
 
     def tokens(self) -> Iterator[Int[np.ndarray, "batch tokens"]]:
         """Yields the new tokens of every prompt as they come.
@@ -38,11 +40,17 @@ class Generation:
         Raises:
           OSError: If the checkpoint is damaged.
         """
-        _, variables = checkpoint.load(self.workdir, self.step)
+        _, variables = checkpoint.load(self.workdir, self.step, self.mesh)
         rng = jax.random.key(self.seed)
-        yield from decoding.generate(
+        drawn = decoding.generate(
             self.model_config, variables, self.prompts, self.num_tokens, sampling=self.sampling, rng=rng
         )
+        while True:
+            with jax.set_mesh(self.mesh):  # not around a `yield`, which would leave it set for the caller
+                new = next(drawn, None)
+            if new is None:
+                return
+            yield new
 
 
 def prepare(
@@ -71,13 +79,25 @@ def prepare(
     model_config = settings.validate(config)
     stored = settings.read(workdir)
     changes = settings.differences(stored, config)
-    evaluation.check_changes(changes, settings.model_config(stored), model_config, ("model", "data"))
+    evaluation.check_changes(changes, settings.model_config(stored), model_config, ("model", "data", "sharding"))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, wanted)
     sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)
     decoding.check(model_config, prompts, num_tokens, sampling)
     model_config = settings.with_trained_buckets(config)
-    return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed)
+    mesh = _mesh(config.sharding, model_config, len(prompts))
+    return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed, mesh)
+
+
+def _mesh(sizes: ConfigDict, model_config: ReformerConfig, num_prompts: int) -> jax.sharding.Mesh:
+    """Returns the first devices as the config arranges them; a size of -1 = all devices."""
+    if sizes.split_length:
+        raise ValueError("config.sharding.split_length=True has no effect here. Leave it out.")
+    counts = (sizes.data, sizes.fsdp, sizes.tensor)
+    num_devices = jax.local_device_count() if -1 in counts else math.prod(counts)
+    mesh = sharding.make_mesh(**sizes, devices=jax.local_devices()[:num_devices])
+    sharding.validate(model_config, mesh, {"The number of prompts": num_prompts}, 1)
+    return mesh
 
 
 def text_prompts(texts: Sequence[str], file: Path | None, batch: int) -> list[np.ndarray]:

@@ -1,8 +1,10 @@
 """Where arrays live on a mesh of devices: one table of logical axes for parameters and activations.
 
 The mesh has the axes 'data' (examples), 'fsdp' (examples, and parameters along the embedding) and
-'tensor' (heads and hidden units). Code names what an axis of an array *is*; this file says where
-that goes. Everything is a plain constant, so nothing depends on when it was set.
+'tensor' (heads and hidden units). For few long sequences the third is named 'length' instead: it
+splits the length of everything that is position-wise, and the heads of attention. Code names what
+an axis of an array *is*; this file says where that goes on the current mesh. The tables are plain
+constants and the mesh is part of what JAX compiles for, so nothing depends on when it was set.
 """
 
 import re
@@ -12,24 +14,23 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
-
-# Logical axis -> mesh axes. The layers axis must not be split: a scan slices it.
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    "layers": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "head_dim": None,
-    "mlp": "tensor",
-    "vocab": None,
-    "replicated": None,
+# Logical axis -> the mesh axes that split it, where the mesh has them and no axis of the array before it took them. The
+# layers axis must not be split: a scan slices it.
+RULES: dict[str, tuple[str, ...]] = {
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": (),
+    "replicated": (),
     "act_batch": ("data", "fsdp"),
-    "act_length": None,
-    "act_embed": None,
-    "act_heads": "tensor",
-    "act_head_dim": None,
-    "act_mlp": "tensor",
-    "act_vocab": None,
+    "act_length": ("length",),
+    "act_embed": (),
+    "act_heads": ("tensor", "length"),
+    "act_head_dim": (),
+    "act_mlp": ("tensor",),
+    "act_vocab": (),
 }
 
 # Path of a parameter (regular expression, matched at the end) -> logical axes, layers axis aside.
@@ -48,8 +49,15 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, split_length: bool = False, devices=None) -> Mesh:
     """Arranges devices in a mesh; one size may be -1, the devices that remain.
+
+    Args:
+      data: parts of the batch.
+      fsdp: parts of the batch that also divide the parameters.
+      tensor: parts of heads and hidden units.
+      split_length: the `tensor` devices hold parts of the length instead, and of the heads within attention.
+      devices: None = all.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
@@ -69,46 +77,92 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     if unknown:
         sizes[unknown[0]] = len(devices) // known
     shape = tuple(sizes.values())
-    return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    axes = ("data", "fsdp", "length" if split_length else "tensor")
+    return jax.make_mesh(shape, axes, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
-def validate(config, batch_size: int, mesh_shape: Mapping[str, int]) -> None:
-    """Raises ValueError where a size of the model or the batch does not divide over the mesh."""
-    examples = mesh_shape["data"] * mesh_shape["fsdp"]
-    checks = (
-        ("batch_size", batch_size, "sharding.data * sharding.fsdp", examples),
-        ("model.embed_dim", config.embed_dim, "sharding.fsdp", mesh_shape["fsdp"]),
-        ("model.num_heads", config.num_heads, "sharding.tensor", mesh_shape["tensor"]),
-        ("model.mlp_dim", config.mlp_dim, "sharding.tensor", mesh_shape["tensor"]),
-    )
-    for name, size, over, parts in checks:
-        if size % parts:
-            raise ValueError(f"{name}={size} does not divide over {over}={parts}. Change one of them.")
+def validate(config, mesh: Mesh, batch_sizes: Mapping[str, int], length: int) -> None:
+    """Checks that everything that is split divides over the mesh.
+
+    Args:
+      config: the model's.
+      mesh: from `make_mesh`.
+      batch_sizes: examples that go through the model at once, by name.
+      length: tokens of an example.
+
+    Raises:
+      ValueError: sizes that do not divide, a line for each.
+    """
+    fsdp, parts = mesh.shape["fsdp"], mesh.devices.shape[2]
+    checks = [(name, size, "sharding.data * fsdp", mesh.shape["data"] * fsdp) for name, size in batch_sizes.items()]
+    checks += [
+        ("config.model.embed_dim", config.embed_dim, "sharding.fsdp", fsdp),
+        ("config.model.num_heads", config.num_heads, "sharding.tensor", parts),
+        ("config.data.length", length, "sharding.tensor", parts)
+        if "length" in mesh.shape
+        else ("config.model.mlp_dim", config.mlp_dim, "sharding.tensor", parts),
+    ]
+    problems = [
+        f"{name}={size} does not divide over config.{over}={parts} devices. Change one of them."
+        for name, size, over, parts in checks
+        if size % parts
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
-def _spec(names: tuple[str, ...]) -> PartitionSpec:
+def spec(*names: str) -> PartitionSpec:
+    """Where an array with these logical axes lies on the current mesh; none = the same everywhere.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    return _spec(names, jax.sharding.get_abstract_mesh().axis_names)
+
+
+def _spec(names: tuple[str, ...], mesh_axes: tuple[str, ...]) -> PartitionSpec:
     for name in names:
         if name not in RULES:
             raise ValueError(f"Unknown logical axis {name!r}. Known: {', '.join(RULES)}.")
-    return PartitionSpec(*(RULES[name] for name in names))
+    unused, places = list(mesh_axes), []
+    for name in names:
+        places.append(tuple(axis for axis in RULES[name] if axis in unused) or None)
+        unused = [axis for axis in unused if axis not in RULES[name]]
+    return PartitionSpec(*places)
+
+
+def length_spec(axis: int) -> PartitionSpec:
+    """Where an array [batch, ...] with the length at `axis` lies on the current mesh."""
+    return spec("act_batch", *["replicated"] * (axis - 1), "act_length")
+
+
+def splits_length() -> bool:
+    """Whether the devices of the current mesh hold parts of the length, which a loop over it must respect."""
+    return "length" in jax.sharding.get_abstract_mesh().axis_names and not _is_manual()
+
+
+def _is_manual() -> bool:
+    """Whether this is traced inside `shard_map`: arrays are the parts of one device."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def sum_over_mesh(tree):
+    """Sums the parts of all devices, within `shard_map`."""
+    return jax.lax.psum(tree, jax.sharding.get_abstract_mesh().axis_names)
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Tells the compiler where an activation lives; does nothing outside a mesh.
+    """Tells the compiler where an activation lives; does nothing outside a mesh and inside `shard_map`.
 
     Raises:
       ValueError: an unknown name, or not one name for each axis of `x`.
     """
-    spec = _spec(names)
+    place = spec(*names)
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} logical axes {names} for an array of shape {x.shape}. Name every axis.")
-    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
-
-
-# Prefixes of arrays that attention keeps apart by example and by head.
-BATCH = _spec(("act_batch",))
-BATCH_HEADS = _spec(("act_batch", "act_heads"))
-HEADS = _spec(("act_heads",))
+    if jax.sharding.get_abstract_mesh().empty or _is_manual():
+        return x
+    return jax.lax.with_sharding_constraint(x, place)
 
 
 def shard_map(fn: Callable, in_specs, out_specs, *, check_axes: bool = True) -> Callable:
@@ -127,7 +181,29 @@ def shard_map(fn: Callable, in_specs, out_specs, *, check_axes: bool = True) -> 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples over the axes data and fsdp."""
-    return NamedSharding(mesh, BATCH)
+    return NamedSharding(mesh, _spec(("act_batch",), mesh.axis_names))
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process reads, and how many parts there are.
+
+    Processes whose devices hold the same examples, because an axis that splits no examples spans them, read the same.
+
+    Raises:
+      ValueError: the devices of two processes share some examples and not others.
+    """
+    held: dict[int, set[int]] = {}
+    for number, devices in enumerate(mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(number)
+    parts = sorted({tuple(sorted(numbers)) for numbers in held.values()})
+    if sum(map(len, parts)) != len({number for part in parts for number in part}) or len(set(map(len, parts))) > 1:
+        sizes = ", ".join(f"sharding.{name}={size}" for name, size in mesh.shape.items())
+        raise ValueError(
+            f"{sizes}: a batch of {len(mesh.devices.flat)} devices does not divide among {len(held)} processes. Let "
+            "sharding.tensor and the devices of a process divide one another."
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def parameter_shardings(tree, mesh: Mesh):
@@ -140,7 +216,7 @@ def parameter_shardings(tree, mesh: Mesh):
     """
 
     def place(path, leaf):
-        sharding = NamedSharding(mesh, _leaf_spec(path, leaf))
+        sharding = NamedSharding(mesh, _leaf_spec(path, leaf, mesh.axis_names))
         return sharding if _divides(leaf.shape, sharding) else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, tree)
@@ -155,12 +231,12 @@ def _divides(shape: tuple[int, ...], sharding: NamedSharding) -> bool:
     return True
 
 
-def _leaf_spec(path, leaf) -> PartitionSpec:
+def _leaf_spec(path, leaf, mesh_axes: tuple[str, ...]) -> PartitionSpec:
     keys = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path]
     for pattern, names in PARAMETER_AXES:
         if re.search(rf"(^|/){pattern}$", "/".join(keys)):
             names = ("layers", *names) if "stack" in keys else names
-            return _spec(names) if len(names) == len(leaf.shape) else PartitionSpec()
+            return _spec(names, mesh_axes) if len(names) == len(leaf.shape) else PartitionSpec()
     if keys and "optimizer" not in keys and "step" not in keys:
         raise ValueError(f"Parameter {'/'.join(keys)} has no logical axes. Add it to sharding.PARAMETER_AXES.")
     return PartitionSpec()

@@ -20,7 +20,7 @@ ALLOWED = {
     "config": set(),
     "flops": {"config"},
     "sharding": set(),
-    "ops": set(),
+    "ops": {"sharding"},
     "layers": LEAVES | {"ops"},
     "model": LEAVES | {"ops", "layers"},
     "decoding": LEAVES | {"ops", "layers", "model"},

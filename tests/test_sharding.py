@@ -13,8 +13,24 @@ from tests import models
 
 # float64: a rounding difference in float32 could flip a bucket.
 CONFIG = dataclasses.replace(
-    models.SMALL, max_length=64, num_layers=2, dropout_rate=0.1, dtype="float64", param_dtype="float64"
+    models.SMALL,
+    max_length=64,
+    num_layers=2,
+    num_heads=4,
+    head_dim=4,
+    dropout_rate=0.1,
+    dtype="float64",
+    param_dtype="float64",
 )
+MESHES = {
+    "data 8": {"data": 8},
+    "fsdp 8": {"fsdp": 8, "data": 1},
+    "tensor 4 x data 2": {"tensor": 4},
+    "fsdp 2 x tensor 2 x data 2": {"fsdp": 2, "tensor": 2},
+    "length 4 x data 2": {"tensor": 4, "split_length": True},
+    "length 2 x fsdp 4": {"tensor": 2, "fsdp": 4, "split_length": True},
+}
+SPLIT_LENGTH = {name: sizes for name, sizes in MESHES.items() if "split_length" in sizes}
 
 
 def loss_and_gradients(mesh, config=CONFIG):
@@ -25,12 +41,40 @@ def loss_and_gradients(mesh, config=CONFIG):
         return jax.jit(jax.value_and_grad(models.mean_loss(config)))(params, tokens, jax.random.key(0))
 
 
-@pytest.mark.parametrize("sizes", [(4, 1, 2), (1, 8, 1), (2, 2, 2)])
-def test_eight_devices_equal_one(x64, sizes):
-    one = loss_and_gradients(sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
-    eight = loss_and_gradients(sharding.make_mesh(*sizes))
-    for found, expected in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def assert_equal(found, expected):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with jax.enable_x64(True):
+        return loss_and_gradients(one_device())
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_eight_devices_equal_one(x64, expected, sizes):
+    assert_equal(loss_and_gradients(sharding.make_mesh(**sizes)), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reversible": False},
+        {"mlp_chunk_length": None, "loss_chunk_length": None},
+        {"attention_pattern": ("full", "lsh"), "position_embedding": "sinusoidal"},
+        {"semantics": "huggingface", "position_embedding": "learned"},
+    ],
+    ids=["ordinary autodiff", "without chunks", "full attention", "huggingface"],
+)
+def test_a_length_over_devices_equals_one_device(x64, changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    mesh = sharding.make_mesh(tensor=4, data=1, split_length=True, devices=jax.devices()[:4])
+    assert_equal(loss_and_gradients(mesh, config), loss_and_gradients(one_device(), config))
 
 
 def test_parameters_are_really_sharded():
@@ -41,20 +85,54 @@ def test_parameters_are_really_sharded():
     assert kernel.addressable_shards[0].data.shape == (2, 16 // 2, 24 // 2)
 
 
-def test_attention_moves_nothing_between_devices(optimizations):
-    mesh = sharding.make_mesh(4, 1, 2)
-    config = dataclasses.replace(models.SMALL, max_length=64, num_layers=2)
+def compile_gradient(mesh, config, batch, reads_loss=True):
     params = jax.eval_shape(ReformerLM(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     places = sharding.parameter_shardings(params, mesh)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, places)
-    tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32, sharding=sharding.batch_sharding(mesh))
+    tokens = jax.ShapeDtypeStruct((batch, config.max_length), jnp.int32, sharding=sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        step = jax.jit(jax.grad(models.mean_loss(config)))
-        text = step.lower(params, tokens, jax.random.key(0)).compile().as_text()
-    gathered = re.findall(r"= (\w+\[[\d,]*\])[^=]* all-gather\(", text)
-    moved = re.findall(r"= (\w+\[[\d,]*\])[^=]* all-to-all\(", text)
-    has_length = [shape for shape in gathered + moved if "64" in shape]
-    assert has_length == []
+        gradient = jax.jit(jax.grad(models.mean_loss(config)), out_shardings=places)
+        return gradient.lower(params, tokens, jax.random.key(0)).compile()
+
+
+def results_of(compiled, operation) -> list[list[int]]:
+    """The shapes of what all operations of a kind return, on each device."""
+    lines = [line for line in compiled.as_text().splitlines() if re.search(rf" {operation}(-start)?\(", line)]
+    shapes = [shape for line in lines for shape in re.findall(r"\w+\[([\d,]+)\]", line.split(operation)[0])]
+    return [[int(size) for size in shape.split(",")] for shape in shapes]
+
+
+@pytest.mark.parametrize("name", set(MESHES) - set(SPLIT_LENGTH))
+def test_attention_moves_nothing_between_devices(optimizations, name):
+    config = dataclasses.replace(models.SMALL, max_length=64, num_layers=2, num_heads=4, head_dim=4)
+    compiled = compile_gradient(sharding.make_mesh(**MESHES[name]), config, batch=8)
+    moved = [results_of(compiled, kind) for kind in ("all-gather", "all-to-all", "collective-permute")]
+    assert [shape for shapes in moved for shape in shapes if 64 in shape] == []
+
+
+@pytest.mark.parametrize("sizes", SPLIT_LENGTH.values(), ids=SPLIT_LENGTH)
+def test_a_split_length_moves_between_devices_only_from_length_to_heads_and_back(optimizations, sizes):
+    length = 2**13
+    config = dataclasses.replace(models.SMALL, max_length=length, num_layers=2, num_heads=4, head_dim=4)
+    mesh = sharding.make_mesh(**sizes)
+    compiled = compile_gradient(mesh, config, batch=4)
+    heads_of_a_device = 4 // mesh.shape["length"] * length * 4
+    exchanged = results_of(compiled, "all-to-all")
+    assert exchanged and max(map(np.prod, exchanged)) <= heads_of_a_device * 4
+    gathered = results_of(compiled, "all-gather") + results_of(compiled, "collective-permute")
+    assert max(map(np.prod, gathered), default=0) < length
+
+
+def test_memory_of_a_split_length_falls_with_the_devices(optimizations):
+    config = dataclasses.replace(models.SMALL, max_length=2**14, num_layers=2, num_heads=8, head_dim=4)
+
+    def peak_bytes(num_devices):
+        mesh = sharding.make_mesh(1, 1, num_devices, split_length=True, devices=jax.devices()[:num_devices])
+        memory = compile_gradient(mesh, config, batch=1).memory_analysis()
+        return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+
+    one, four, eight = map(peak_bytes, (1, 4, 8))
+    assert four < 0.4 * one and eight < 0.7 * four, (one, four, eight)
 
 
 def test_an_unknown_axis_name_fails():
@@ -68,14 +146,30 @@ def test_a_parameter_without_axes_fails():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("sizes", "message"),
     [
-        (lambda: sharding.make_mesh(3, 1, 1), "do not fit 8 devices"),
-        (lambda: sharding.make_mesh(-1, -1, 1), "at most one may be -1"),
-        (lambda: sharding.validate(models.SMALL, 6, {"data": 4, "fsdp": 1, "tensor": 1}), "batch_size=6 does not"),
-        (lambda: sharding.validate(models.SMALL, 8, {"data": 1, "fsdp": 1, "tensor": 4}), "num_heads=2 does not"),
+        ({"data": 3}, "sharding.data=3, sharding.fsdp=1, sharding.tensor=1 do not fit 8 devices"),
+        ({"fsdp": -1}, "at most one may be -1"),
     ],
 )
-def test_indivisible_sizes_are_refused(call, message):
+def test_meshes_that_do_not_fit_the_devices_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        sharding.make_mesh(**sizes)
+
+
+def test_all_sizes_that_do_not_divide_are_named_at_once():
+    config = dataclasses.replace(models.SMALL, embed_dim=18, num_heads=3, mlp_dim=25)
+    with pytest.raises(ValueError) as error:
+        sharding.validate(config, sharding.make_mesh(fsdp=4, tensor=2), {"config.training.batch_size": 6}, 63)
+    assert str(error.value).splitlines() == [
+        "config.training.batch_size=6 does not divide over config.sharding.data * fsdp=4 devices. Change one of them.",
+        "config.model.embed_dim=18 does not divide over config.sharding.fsdp=4 devices. Change one of them.",
+        "config.model.num_heads=3 does not divide over config.sharding.tensor=2 devices. Change one of them.",
+        "config.model.mlp_dim=25 does not divide over config.sharding.tensor=2 devices. Change one of them.",
+    ]
+
+
+def test_a_length_that_does_not_divide_is_refused_where_it_is_split():
+    mesh = sharding.make_mesh(tensor=2, split_length=True)
+    with pytest.raises(ValueError, match=r"^config.data.length=63 does not divide over config.sharding.tensor=2 devi"):
+        sharding.validate(models.SMALL, mesh, {}, 63)

@@ -67,8 +67,8 @@ def training_batches(
         length: tokens of an example.
         batch_size: examples of a batch over all processes.
         seed: the same seed gives the same batches, whatever the number of processes.
-        process_index: number of this process; it gets the rows `process_index::process_count` of each batch.
-        process_count: number of processes.
+        process_index: which part of each batch is wanted: the rows from `process_index * batch_size / process_count`.
+        process_count: number of parts.
 
     Returns:
         Iterator of `{'tokens', 'targets'}` int32, and `weights` float32 where the source weighs its targets,
@@ -79,10 +79,11 @@ def training_batches(
         ValueError: no example has this length, or the batch does not divide among the processes.
     """
     rows = _rows_per_process(batch_size, process_count)
-    # Rows are dealt out after the random choice: dealing out first would give every process the same examples.
-    examples = source.training_examples(length, seed)[process_index::process_count]
-    batches = examples.map(_ToRow(source.begin_id)).batch(rows, drop_remainder=True)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    # Parts are dealt out after the random choice: dealing out first would give every process the same examples.
+    # They lie in each batch one after another, so that it is the same array for any number of processes.
+    parts = source.training_examples(length, seed).map(_ToRow(source.begin_id)).batch(rows, drop_remainder=True)
+    own = parts[process_index::process_count]
+    return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def evaluation_batches(
@@ -103,8 +104,8 @@ def evaluation_batches(
         length: tokens of an example.
         batch_size: examples of a batch over all processes.
         max_examples: only so many, spread evenly over the split; None = all.
-        process_index: number of this process; it gets the rows `process_index::process_count` of each batch.
-        process_count: number of processes; all get equally many batches.
+        process_index: which part of each batch is wanted, as in `training_batches`.
+        process_count: number of parts; all have equally many batches.
 
     Returns:
         Sequence of `{'tokens', 'targets'}` int32, `weights` float32 and `mask` bool (True = real),
@@ -157,7 +158,8 @@ class _EvaluationBatches(Sequence):
         if not 0 <= number < len(self):
             raise IndexError(number)
         batch_size = self.rows * self.process_count
-        own = self.indices[number * batch_size : (number + 1) * batch_size][self.process_index :: self.process_count]
+        first = number * batch_size + self.process_index * self.rows
+        own = self.indices[first : first + self.rows]
         rows = [self._row(int(index)) for index in own] + [self._filler()] * (self.rows - len(own))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

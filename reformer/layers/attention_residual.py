@@ -11,8 +11,8 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.layers.attention import Fixed, SelfAttention, num_buckets, plan_attention
 from reformer.ops import attention as ops
-from reformer.ops.chunking import map_chunks
 from reformer.ops.dropout import fold, rows
+from reformer.ops.lengthwise import map_length
 from reformer.ops.plan import Arrays, Context, Order, Plan
 from reformer.ops.reversible import Residual, chunked_vjp
 
@@ -59,8 +59,9 @@ class AttentionResidual:
         of_attended = self._transpose_combine(params, x, projected, fixed, cotangent)
         attended, of_projected = _attend_with_gradients(plan, projected, attention_context, of_attended)
         rebuilt, of_output, _ = chunked_vjp(
-            lambda params, attended, row: self._combine(params, attended, row, x.dtype, fixed.seed),
+            lambda params, seed, attended, row: self._combine(params, attended, row, x.dtype, seed),
             params,
+            fixed.seed,
             (attended, cotangent, rows(x)),
             chunk_length,
             in_axis=(2, 1, 1),
@@ -68,8 +69,9 @@ class AttentionResidual:
             onto=(onto, None),
         )
         _, of_projections, of_x = chunked_vjp(
-            self._project,
+            lambda params, _, x: self._project(params, x),
             params,
+            None,
             (x, of_projected),
             chunk_length,
             in_axis=(1, 2),
@@ -90,8 +92,7 @@ class AttentionResidual:
         return self._layer.apply({"params": params}, attended, dtype, row, seed, method="combine")
 
     def _project_all(self, params, x) -> Arrays:
-        chunk_length = self.config.mlp_chunk_length
-        return map_chunks(lambda x: self._project(params, x), x, chunk_length, in_axis=1, out_axis=2)
+        return map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2)
 
     def _without_spare_buckets(self, context: Context) -> Context:
         """Buckets in a context are the rule that tokens of different ones do not meet."""
@@ -112,27 +113,28 @@ class AttentionResidual:
         return plan, Context(fixed.mask, order, seeds)
 
     def _attend_and_combine(self, params, onto, projected: Arrays, plan: Plan, context: Context, fixed: Fixed):
-        return map_chunks(
-            lambda pair: self._combine(params, pair[0], pair[1], onto.dtype, fixed.seed),
+        return map_length(
+            lambda whole, pair: self._combine(whole[0], *pair, onto.dtype, whole[1]),
+            (params, fixed.seed),
             (_attend(plan, projected, context), rows(onto)),
             self.config.mlp_chunk_length,
             in_axis=(2, 1),
-            out_axis=1,
             onto=onto,
         )
 
     def _transpose_combine(self, params, x, projected: Arrays, fixed: Fixed, cotangent):
         """The cotangent of what was attended: `combine` is linear, so it is known before the attention is."""
 
-        def transpose(chunk):
-            cotangent, row = chunk
+        def transpose(whole, chunk):
+            (params, seed), (cotangent, row) = whole, chunk
             batch, length = row.shape
             shape = (batch, self.config.num_heads, length, self.config.head_dim)
             unused = jnp.zeros(shape, projected.value.dtype)
-            _, vjp = jax.vjp(lambda y: self._combine(params, y, row, x.dtype, fixed.seed), unused)
+            _, vjp = jax.vjp(lambda y: self._combine(params, y, row, x.dtype, seed), unused)
             return vjp(cotangent)[0]
 
-        return map_chunks(transpose, (cotangent, rows(x)), self.config.mlp_chunk_length, in_axis=1, out_axis=2)
+        whole, chunk_length = (params, fixed.seed), self.config.mlp_chunk_length
+        return map_length(transpose, whole, (cotangent, rows(x)), chunk_length, out_axis=2)
 
 
 def attention_residual(config: ReformerConfig, kind: str) -> Residual:
@@ -141,7 +143,10 @@ def attention_residual(config: ReformerConfig, kind: str) -> Residual:
     return Residual(of_layer.apply, of_layer.undo)
 
 
-_CONTEXT_SPEC = Context._make([sharding.BATCH, sharding.BATCH_HEADS, sharding.BATCH_HEADS])
+def _specs():
+    """Where arrays by example, by example and head, and by head lie, and the context of attention."""
+    batch, batch_heads = sharding.spec("act_batch"), sharding.spec("act_batch", "act_heads")
+    return batch, batch_heads, sharding.spec("act_heads"), Context(batch, batch_heads, batch_heads)
 
 
 def _sort(config: ReformerConfig, query_key, fixed: Fixed, keep_buckets: bool) -> Order:
@@ -151,25 +156,28 @@ def _sort(config: ReformerConfig, query_key, fixed: Fixed, keep_buckets: bool) -
     def sort(query_key, rotations, mask):
         return ops.sort_by_hash(query_key, rotations, factors, mask, keep_buckets=keep_buckets)
 
-    specs = (sharding.BATCH_HEADS, sharding.HEADS, sharding.BATCH)
-    return sharding.shard_map(sort, specs, sharding.BATCH_HEADS)(query_key, fixed.rotations, fixed.mask)
+    batch, batch_heads, heads, _ = _specs()
+    run = sharding.shard_map(sort, (batch_heads, heads, batch), batch_heads)
+    return run(query_key, fixed.rotations, fixed.mask)
 
 
 def _attend(plan: Plan, projected: Arrays, context: Context):
+    _, batch_heads, _, of_context = _specs()
     run = sharding.shard_map(
         lambda arrays, context: ops.attend(plan, arrays, context),
-        (sharding.BATCH_HEADS, _CONTEXT_SPEC),
-        sharding.BATCH_HEADS,
+        (batch_heads, of_context),
+        batch_heads,
         check_axes=not plan.is_fused,
     )
     return run(projected, context)
 
 
 def _attend_with_gradients(plan: Plan, projected: Arrays, context: Context, out_gradient):
+    _, batch_heads, _, of_context = _specs()
     run = sharding.shard_map(
         lambda arrays, context, gradient: ops.attend_with_gradients(plan, arrays, context, gradient),
-        (sharding.BATCH_HEADS, _CONTEXT_SPEC, sharding.BATCH_HEADS),
-        sharding.BATCH_HEADS,
+        (batch_heads, of_context, batch_heads),
+        batch_heads,
         check_axes=not plan.is_fused,
     )
     return run(projected, context, out_gradient)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from reformer.ops.chunking import scan_chunks, wide_zeros_like
+from reformer.ops.chunking import wide_zeros_like
 from reformer.ops.dropout import rows
+from reformer.ops.lengthwise import scan_length
 
 
 def cross_entropy(
@@ -45,8 +46,11 @@ def chunked_cross_entropy(
     Returns:
       Sum of weight * nats, and sum of weights; (0, 0) for zero weights.
     """
-    run = partial(_chunk_loss, logits_fn, fixed)
-    return _sum_chunks(lambda chunk: (run(params, *chunk), ()), chunk_length, inputs, targets, weights)[0]
+
+    def loss(whole, chunk):
+        return _chunk_loss(logits_fn, *whole, *chunk), ()
+
+    return _sum_chunks(loss, chunk_length, (fixed, params), inputs, targets, weights)[0]
 
 
 def chunked_scores(
@@ -66,14 +70,14 @@ def chunked_scores(
       Sums over all targets: weight * nats, weight where the target has the largest logit, weight.
     """
 
-    def score(chunk):
+    def score(params, chunk):
         inputs, row, targets, weights = chunk
         logits = logits_fn(params, inputs, row, None)
         is_first = jnp.argmax(logits, axis=-1) == targets
         sums = (cross_entropy(logits, targets), is_first.astype(weights.dtype), jnp.ones_like(weights))
         return tuple(jnp.sum(x * weights) for x in sums), ()
 
-    return _sum_chunks(score, chunk_length, inputs, targets, weights)[0]
+    return _sum_chunks(score, chunk_length, params, inputs, targets, weights)[0]
 
 
 def _chunk_loss(logits_fn, fixed, params, inputs, row, targets, weights):
@@ -82,22 +86,22 @@ def _chunk_loss(logits_fn, fixed, params, inputs, row, targets, weights):
     return jnp.sum(nats * weights), jnp.sum(weights)
 
 
-def _sum_chunks(fn, chunk_length, inputs, targets, weights, total=()):
-    """Sums fn's losses (and what it returns third) over chunks; joins what it returns second."""
+def _sum_chunks(fn, chunk_length, whole, inputs, targets, weights, total=()):
+    """Sums the losses of fn(whole, chunk), and what it returns third, over chunks; joins what it returns second."""
 
-    def visit(carry, chunk):
-        sums, out, *rest = fn(chunk)
+    def visit(whole, carry, chunk):
+        sums, out, *rest = fn(whole, chunk)
         return jax.tree.map(jnp.add, carry, (sums, *rest)), out
 
-    whole = (inputs, rows(targets), targets, weights)
-    zeros = jax.tree.map(lambda sum_: jnp.zeros((), sum_.dtype), jax.eval_shape(fn, whole)[0])
-    (sums, *rest), out = scan_chunks(visit, (zeros, *total), whole, chunk_length, in_axis=1, out_axis=1)
+    arrays = (inputs, rows(targets), targets, weights)
+    zeros = jax.tree.map(lambda sum_: jnp.zeros((), sum_.dtype), jax.eval_shape(fn, whole, arrays)[0])
+    (sums, *rest), out = scan_length(visit, (zeros, *total), whole, arrays, chunk_length)
     return sums, out, *rest
 
 
 def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed):
-    def differentiate(chunk):
-        inputs, *others = chunk
+    def differentiate(whole, chunk):
+        (fixed, params), (inputs, *others) = whole, chunk
 
         def loss(params, inputs):
             return _chunk_loss(logits_fn, fixed, params, inputs, *others)
@@ -107,7 +111,8 @@ def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed):
         return (nats, weight), of_inputs, of_params
 
     zeros = wide_zeros_like(params)
-    sums, of_inputs, of_params = _sum_chunks(differentiate, chunk_length, inputs, targets, weights, (zeros,))
+    whole = (fixed, params)
+    sums, of_inputs, of_params = _sum_chunks(differentiate, chunk_length, whole, inputs, targets, weights, (zeros,))
     types = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
     return sums, (of_params, of_inputs, types)
 

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reformer.ops.chunking import map_chunks, scan_chunks, wide_zeros_like
+from reformer.ops.chunking import wide_zeros_like
 from reformer.ops.dropout import rows
+from reformer.ops.lengthwise import map_length, scan_length
 
 
 class Residual(NamedTuple):
@@ -75,14 +76,18 @@ def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
 
     def apply(params, x, onto, context, fixed):
         del context
-        chunks = partial(map_chunks, in_axis=1, out_axis=1, onto=onto)
-        return chunks(lambda pair: fn(params, *pair, fixed), (x, rows(x)), chunk_length), ()
+
+        def of_chunk(whole, pair):
+            return fn(whole[0], *pair, whole[1])
+
+        return map_length(of_chunk, (params, fixed), (x, rows(x)), chunk_length, onto=onto), ()
 
     def undo(params, x, onto, context, fixed, saved, cotangent, onto_cotangent):
         del saved
         rebuilt, of_params, of_x = chunked_vjp(
-            lambda params, x, row: fn(params, x, row, fixed),
+            lambda params, fixed, x, row: fn(params, x, row, fixed),
             params,
+            fixed,
             (x, cotangent, rows(x)),
             chunk_length,
             onto=(onto, onto_cotangent),
@@ -92,12 +97,15 @@ def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
     return Residual(apply, undo)
 
 
-def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None):
+def chunked_vjp(
+    fn: Callable, params, fixed, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None
+):
     """Negated value and cotangents of a position-wise function, chunk by chunk in one pass.
 
     Args:
-      fn: (params, x, *others) -> value.
+      fn: (params, fixed, x, *others) -> value.
       params: pytree.
+      fixed: pytree that is not differentiated.
       arrays: x, the cotangent of the value, and others that are not differentiated.
       chunk_length: tokens of a sequence per chunk; None = all at once.
       in_axis: the axis of the length, for all leaves of `arrays` or as a pytree prefix of it.
@@ -108,14 +116,14 @@ def chunked_vjp(fn: Callable, params, arrays: tuple, chunk_length: int | None, *
       Minus the value, the cotangents of params, and those of x.
     """
 
-    def visit(total, chunk):
-        x, cotangent, *others = chunk
-        value, vjp = jax.vjp(lambda params, x: fn(params, x, *others), params, x)
+    def visit(whole, total, chunk):
+        (params, fixed), (x, cotangent, *others) = whole, chunk
+        value, vjp = jax.vjp(lambda params, x: fn(params, fixed, x, *others), params, x)
         of_params, of_x = vjp(cotangent)
         return jax.tree.map(jnp.add, total, of_params), (jax.tree.map(jnp.negative, value), of_x)
 
-    scan = partial(scan_chunks, in_axis=in_axis, out_axis=out_axis, onto=onto)
-    of_params, (negated, of_x) = scan(visit, wide_zeros_like(params), arrays, chunk_length)
+    scan = partial(scan_length, in_axis=in_axis, out_axis=out_axis, onto=onto)
+    of_params, (negated, of_x) = scan(visit, wide_zeros_like(params), (params, fixed), arrays, chunk_length)
     return negated, jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params), of_x
 
 

@@ -13,34 +13,38 @@ from reformer.training import settings
 from reformer.training.step import Batch
 
 
-def training_batches(config: ConfigDict, data: Source) -> Iterator[dict[str, np.ndarray]]:
+def training_batches(config: ConfigDict, data: Source, mesh: jax.sharding.Mesh) -> Iterator[dict[str, np.ndarray]]:
     """Returns this process's part of the endless training batches; `get_state` and `set_state` hold the position."""
+    index, count = sharding.batch_part(mesh)
     return source.training_batches(
         data,
         length=settings.window_length(config),
         batch_size=config.training.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
     )
 
 
-def evaluation_batches(config: ConfigDict, data: Source, split: str) -> Sequence[dict[str, np.ndarray]]:
+def evaluation_batches(
+    config: ConfigDict, data: Source, split: str, mesh: jax.sharding.Mesh
+) -> Sequence[dict[str, np.ndarray]]:
     """Returns this process's part of the examples of a split."""
+    index, count = sharding.batch_part(mesh)
     return source.evaluation_batches(
         data,
         split,
         length=settings.window_length(config),
         batch_size=config.evaluation.batch_size,
         max_examples=config.evaluation.max_examples,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
     )
 
 
 def training_shapes(config: ConfigDict, data: Source, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes, dtypes and shardings of a global training batch."""
-    place, rows = sharding.batch_sharding(mesh), next(training_batches(config, data))
+    place, rows = sharding.batch_sharding(mesh), next(training_batches(config, data, mesh))
     return {
         name: jax.ShapeDtypeStruct((config.training.batch_size, *part.shape[1:]), part.dtype, sharding=place)
         for name, part in rows.items()
@@ -49,5 +53,10 @@ def training_shapes(config: ConfigDict, data: Source, mesh: jax.sharding.Mesh) -
 
 def to_mesh(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """Returns the global batch, of which this process holds the rows `batch`."""
-    place = sharding.batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
+    place, (_, count) = sharding.batch_sharding(mesh), sharding.batch_part(mesh)
+
+    def spread(rows: np.ndarray) -> jax.Array:
+        shape = (count * rows.shape[0], *rows.shape[1:])
+        return jax.make_array_from_process_local_data(place, rows, shape)
+
+    return jax.tree.map(spread, batch)

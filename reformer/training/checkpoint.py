@@ -147,22 +147,25 @@ def choose(checkpoints: Checkpoints, wanted: int | str) -> int:
     return int(wanted)
 
 
-def load(workdir: str | Path, step: int | str = "best") -> tuple[ReformerConfig, dict[str, Any]]:
+def load(
+    workdir: str | Path, step: int | str = "best", mesh: jax.sharding.Mesh | None = None
+) -> tuple[ReformerConfig, dict[str, Any]]:
     """Returns a trained model.
 
     Args:
       workdir: The directory given to train.py.
       step: 'best' (lowest validation loss), 'latest', or the number of a kept checkpoint.
+      mesh: Of devices that share the variables, from `sharding.make_mesh`; None = the default device.
 
     Returns:
-      The config and the variables of `ReformerLM(config)`, on the default device.
+      The config and the variables of `ReformerLM(config)`.
 
     Raises:
       ValueError: If the directory is not the workdir of a run, or has no such checkpoint.
     """
     workdir = Path(workdir)
     config = settings.model_config(settings.read(workdir))
-    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
     with Checkpoints(workdir, read_only=True) as checkpoints:
         params = checkpoints.restore_params(choose(checkpoints, step), abstract_params(config, mesh))
     return config, {"params": params}

@@ -12,19 +12,35 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from reformer.training import settings
+from reformer.training import distributed, settings
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises a ValueError where argparse prints the usage and exits with code 2."""
 
-    def __init__(self, description: str):
-        """Takes what --help says first."""
+    def __init__(self, description: str, may_be_many: bool = True):
+        """Takes what --help says first, and whether several processes may work on it together."""
         super().__init__(
             description=description,
             epilog="Any field of the config is set by --config.GROUP.FIELD=VALUE; configs/base.py lists them.",
             allow_abbrev=False,
         )
+        self._may_be_many = may_be_many
+        distributed.add_flags(self)
+
+    def parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Returns the flags and the overrides, and connects this process with the others of the run.
+
+        Raises:
+          ValueError: If a flag is wrong.
+          ConnectionError: If the processes do not find each other.
+        """
+        known, overrides = self.parse_known_args(arguments)
+        if not self._may_be_many:
+            distributed.refuse(known.num_processes)
+            return known, overrides
+        distributed.initialize(known.coordinator, known.num_processes, known.process_id, known.silent_seconds)
+        return known, overrides
 
     def error(self, message: str):
         """Raises `message` as a ValueError."""

@@ -110,7 +110,7 @@ def make_evaluator(
         out_shardings=jax.NamedSharding(mesh, jax.P()),
         compiler_options=compiler_options(),
     )
-    return Evaluator(mesh, batches.evaluation_batches(config, data, split), evaluation_step, on_batch)
+    return Evaluator(mesh, batches.evaluation_batches(config, data, split, mesh), evaluation_step, on_batch)
 
 
 def measure_spread(evaluator: Evaluator, params: Any, bits: float, config: ConfigDict) -> dict[str, Any]:
@@ -161,8 +161,8 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
         chosen = checkpoint.choose(checkpoints, wanted)
     data = load(config.data, settings.window_length(config))
     mesh = sharding.make_mesh(**config.sharding)
-    sharding.validate(model_config, config.evaluation.batch_size, dict(mesh.shape))
-    batches.evaluation_batches(config, data, split)
+    settings.check_sharding(config, mesh)
+    batches.evaluation_batches(config, data, split, mesh)
     return Evaluation(config, model_config, changes, workdir, chosen, split, data, mesh)
 
 

@@ -66,11 +66,9 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     data = load(config.data, settings.window_length(config))
     workdir.check_data(Path(directory), data)
     mesh = sharding.make_mesh(**config.sharding)
-    micro_batch_size = config.training.batch_size // config.training.accumulation_steps
-    for batch_size in (micro_batch_size, config.evaluation.batch_size):
-        sharding.validate(model_config, batch_size, dict(mesh.shape))
-    batches.training_batches(config, data)
-    batches.evaluation_batches(config, data, "valid")
+    settings.check_sharding(config, mesh, is_trained=True)
+    batches.training_batches(config, data, mesh)
+    batches.evaluation_batches(config, data, "valid", mesh)
     finished_step = workdir.latest_step(Path(directory))
     steps = profiling.parse_steps(profile_steps, config.training.num_steps, finished_step)
     return Run(config, model_config, data, mesh, Path(directory), steps)
@@ -100,7 +98,7 @@ def train(run: Run) -> dict[str, Any]:
         watchdog = stack.enter_context(contextlib.closing(Watchdog(run.config.training.stall_seconds)))
         checkpoints = stack.enter_context(Checkpoints(run.workdir, run.config.checkpoint.keep_latest))
         programs = make_programs(run.config, run.model_config, run.mesh)
-        iterator = batches.training_batches(run.config, run.data)
+        iterator = batches.training_batches(run.config, run.data, run.mesh)
         train_state = _start(checkpoints, programs, iterator)
         first_step = int(train_state.step)
         progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from reformer.training import memory
+from reformer.training import distributed, memory
 from reformer.training.guards import Guard
 from reformer.training.progress import Progress
 
@@ -36,7 +36,7 @@ class Journal:
 
     def __init__(self, workdir: Path, resumed_step: int):
         """Opens both and drops the records after `resumed_step`, which the run is about to repeat."""
-        self._is_writer = jax.process_index() == 0
+        self._is_writer = distributed.is_writer()
         if not self._is_writer:
             return
         from tensorboardX import SummaryWriter

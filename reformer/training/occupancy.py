@@ -38,7 +38,8 @@ def look(config: ReformerConfig, i: int, arrays: Arrays, plan: Plan, context: Co
         return None
     total = math.prod(num_buckets(arrays.query.shape[2], config))
     count = functools.partial(count_buckets, num_buckets=total)
-    counts = sharding.shard_map(count, sharding.BATCH_HEADS, sharding.BATCH_HEADS)(context.order.buckets)
+    place = sharding.spec("act_batch", "act_heads")
+    counts = sharding.shard_map(count, place, place)(context.order.buckets)
     num_tokens = counts.sum(-1, keepdims=True)
     shares = counts / jnp.maximum(num_tokens, 1)
     is_real = (num_tokens[..., 0] > 0).astype(shares.dtype)  # not the rows that fill the last batch

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from reformer.training import distributed
+
 
 class Steps(NamedTuple):
     """The steps to trace, both included."""
@@ -47,7 +49,7 @@ class Profiler:
 
     def __init__(self, steps: Steps | None, directory: Path, say: Callable[[str], None]):
         """`say` is told where the trace is."""
-        self._steps = steps if jax.process_index() == 0 else None
+        self._steps = steps if distributed.is_writer() else None
         self._directory, self._say = directory, say
         self._is_running = False
 

@@ -4,10 +4,11 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from reformer.training import distributed
 
 
 class Progress:
@@ -16,7 +17,7 @@ class Progress:
     def __init__(self, first_step: int, training: ConfigDict, unit: str):
         """Starts at `first_step`; plain lines appear once in `training.log_every_steps`; `unit` is of the loss."""
         self._unit = unit
-        self._is_shown = jax.process_index() == 0
+        self._is_shown = distributed.is_writer()
         self._num_steps, self._every_steps = training.num_steps, training.log_every_steps
         self._bar = None
         if self._is_shown and sys.stdout.isatty():

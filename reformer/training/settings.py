@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import jax
 from ml_collections import ConfigDict
 
+from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.data import load
-from reformer.layers.attention import num_buckets
+from reformer.layers.attention import num_buckets, padded_length
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
@@ -35,7 +36,7 @@ FIELD_RULES = (
     (*_is_one_of(("adafactor", "adamw")), ["optimizer.name"]),
     (*_is_one_of(("rsqrt", "cosine", "constant")), ["optimizer.schedule"]),
     (*_is_one_of(load.MODULES), ["data.name"]),
-    ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images"]),
+    ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
     ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir"]),
     (
         "an integer of at least 1 and at most 2147483647",
@@ -193,8 +194,9 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
             f"config.training.batch_size={training.batch_size} is not a multiple of "
             f"config.training.accumulation_steps={training.accumulation_steps}. Change one of the two."
         )
-    if list(config.sharding.values()).count(-1) > 1:
-        sizes = ", ".join(f"config.sharding.{name}={size}" for name, size in config.sharding.items())
+    sharded = {name: config.sharding[name] for name in ("data", "fsdp", "tensor")}
+    if list(sharded.values()).count(-1) > 1:
+        sizes = ", ".join(f"config.sharding.{name}={size}" for name, size in sharded.items())
         yield f"{sizes}: at most one may be -1, the devices that remain."
     yield from _problems_of_data(config, model)
 
@@ -217,6 +219,22 @@ def _problems_of_data(config: ConfigDict, model: ReformerConfig) -> Iterator[str
         load.check_length(data, window_length(config))
     except ValueError as error:
         yield f"config.data: {error}"
+
+
+def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool = False) -> None:
+    """Raises a ValueError, one line for each problem, unless the model and its batches divide over the mesh.
+
+    Args:
+      config: Checked by `validate`.
+      mesh: Of the run.
+      is_trained: Whether there are training batches too.
+    """
+    model, training = model_config(config), config.training
+    batch_sizes = {"config.evaluation.batch_size": config.evaluation.batch_size}
+    if is_trained:
+        name = "config.training.batch_size" + " / accumulation_steps" * (training.accumulation_steps > 1)
+        batch_sizes[name] = training.batch_size // training.accumulation_steps
+    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model))
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from reformer import sharding
 from reformer.flops import flops_per_token
 from reformer.training.programs import CompiledStep
 from reformer.training.settings import window_length
@@ -140,9 +141,10 @@ def _describe_memory(run: Any, length: int, analysis: Any) -> str:
     if analysis is None:
         return "memory: this backend does not tell what a step needs"
     model, training = run.model_config, run.config.training
-    examples = training.batch_size // training.accumulation_steps // (run.mesh.shape["data"] * run.mesh.shape["fsdp"])
-    dtype = jnp.promote_types(jnp.float32, model.dtype)
-    streams = 2 * examples * length * model.embed_dim * dtype.itemsize
+    with jax.set_mesh(run.mesh):
+        place = jax.NamedSharding(run.mesh, sharding.spec("act_batch", "act_length"))
+    num_tokens = math.prod(place.shard_shape((training.batch_size // training.accumulation_steps, length)))
+    streams = 2 * num_tokens * model.embed_dim * jnp.promote_types(jnp.float32, model.dtype).itemsize
     layers = "whatever the number of layers" if model.reversible else "for every layer"
     kept, scratch = _kept_bytes(analysis), analysis.temp_size_in_bytes
     return (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-EXIT_CODE = 75  # "try again later" in sysexits.h
+EXIT_CODE = 124  # as `timeout` has it; a lost process is another, see distributed.py
 COMPILATION_SECONDS = 7200.0  # allowance of what compiles, whatever `training.stall_seconds` is
 _LONGEST_TICK = 5.0
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from reformer.data.source import Source
-from reformer.training import settings
+from reformer.training import distributed, settings
 from reformer.training.checkpoint import Checkpoints
 
 # What a run may change when it continues. Everything else decides what the run is.
@@ -72,6 +71,6 @@ def check_data(workdir: Path, data: Source) -> None:
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Creates the directory and writes the config into it, on process 0."""
-    if jax.process_index() == 0:
+    if distributed.is_writer():
         workdir.mkdir(parents=True, exist_ok=True)
         settings.write(workdir / "config.json", config)

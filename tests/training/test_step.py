@@ -15,9 +15,9 @@ from reformer.training import batches, settings, step
 from reformer.training.programs import make_programs
 
 
-def batch_of(config):
+def batch_of(config, mesh):
     config.data.length = 16
-    return next(batches.training_batches(config, text.load(config.data)))
+    return next(batches.training_batches(config, text.load(config.data), mesh))
 
 
 def run_steps(config, num_steps, devices, **mesh_sizes):
@@ -25,7 +25,7 @@ def run_steps(config, num_steps, devices, **mesh_sizes):
     mesh, all_metrics = sharding.make_mesh(**mesh_sizes, devices=devices), []
     with jax.set_mesh(mesh):
         programs = make_programs(config, settings.model_config(config), mesh)
-        state, batch = programs.init(), batches.to_mesh(batch_of(config), mesh)
+        state, batch = programs.init(), batches.to_mesh(batch_of(config, mesh), mesh)
         for _ in range(num_steps):
             state, metrics = programs.train_step(state, batch)
             all_metrics.append(jax.device_get(metrics))
@@ -48,7 +48,10 @@ def assert_trees_close(first, second, rtol):
 
 def test_accumulation_equals_one_large_batch(config):
     config.model.update(dropout_rate=0.0, attention_pattern=("lsh",), num_layers=1)
-    batch, model = batch_of(config), ReformerLM(settings.model_config(config))
+    batch, model = (
+        batch_of(config, sharding.make_mesh(devices=jax.devices()[:1])),
+        ReformerLM(settings.model_config(config)),
+    )
     tokens = jnp.asarray(batch["tokens"])
     params = model.init({"params": jax.random.key(0), "hash": jax.random.key(1)}, tokens)["params"]
     batch["weights"] = np.linspace(0, 1, tokens.size, dtype=np.float32).reshape(tokens.shape)

@@ -1,0 +1,69 @@
+"""Training on a mesh of eight devices equals training on one, and each holds its part of the state."""
+
+import jax
+import numpy as np
+import pytest
+
+from reformer import sharding
+from reformer.data import text
+from reformer.training import batches, settings
+from reformer.training.programs import make_programs
+from tests.test_sharding import MESHES
+
+
+@pytest.fixture
+def wide_config(config):
+    """Four heads; float64, in which no bucket flips by rounding."""
+    config.model.update(num_heads=4, head_dim=4, dtype="float64", param_dtype="float64")
+    config.training.num_steps = 20
+    return config
+
+
+def losses(config, mesh):
+    """The losses of all steps, each on its own batch, and the state after them."""
+    with jax.set_mesh(mesh):
+        programs = make_programs(config, settings.model_config(config), mesh)
+        state, iterator = programs.init(), batches.training_batches(config, text.load(config.data), mesh)
+        found = []
+        for _ in range(config.training.num_steps):
+            state, metrics = programs.train_step(state, batches.to_mesh(next(iterator), mesh))
+            found.append(float(metrics["nats"] / metrics["weight"]))
+    return found, state
+
+
+def assert_twenty_losses_equal(config, sizes):
+    one, _ = losses(config, sharding.make_mesh(devices=jax.devices()[:1]))
+    eight, _ = losses(config, sharding.make_mesh(**sizes))
+    assert one[-1] < one[0] - 0.5, "it should learn something"
+    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
+
+
+def test_twenty_losses_on_parameters_in_parts_equal_those_on_one_device(x64, wide_config):
+    assert_twenty_losses_equal(wide_config, MESHES["fsdp 2 x tensor 2 x data 2"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", set(MESHES) - {"fsdp 2 x tensor 2 x data 2"})
+def test_twenty_losses_on_every_mesh_equal_those_on_one_device(x64, wide_config, name):
+    assert_twenty_losses_equal(wide_config, MESHES[name])
+
+
+def bytes_of_a_device(tree):
+    shards = (leaf.addressable_shards[0].data for leaf in jax.tree.leaves(tree))
+    return sum(shard.nbytes for shard in shards)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+@pytest.mark.parametrize(("sizes", "most"), [({"fsdp": 8}, 0.2), ({"fsdp": 2, "tensor": 4}, 0.2), ({}, 1.0)])
+def test_a_device_holds_its_part_of_parameters_and_optimizer_state(config, name, sizes, most):
+    config.model.update(num_heads=4, embed_dim=64, mlp_dim=256, head_dim=16)
+    config.optimizer.name = name
+    mesh = sharding.make_mesh(**sizes)
+    with jax.set_mesh(mesh):
+        state = make_programs(config, settings.model_config(config), mesh).init()
+    of_params, of_optimizer = bytes_of_a_device(state.params), bytes_of_a_device(state.optimizer)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    print(f"{name} on {sizes}: {of_params:,} and {of_optimizer:,} bytes of a device, {whole:,} bytes of parameters")
+    assert of_params <= most * whole
+    if name == "adamw":
+        assert of_optimizer <= 2 * most * whole + 100
