@@ -159,8 +159,9 @@ def _problems_of_types(config: ReformerConfig) -> Iterator[str]:
     for name in _POSITIVE + _NOT_NEGATIVE + _CHUNKS:
         value, lowest = getattr(config, name), 0 if name in _NOT_NEGATIVE else 1
         if not (value is None and name in _CHUNKS) and not _is_integer(value, lowest):
-            or_none = "None or " if name in _CHUNKS else ""
-            yield f"{name}={value!r} must be {or_none}an integer of at least {lowest} and at most {_LARGEST}."
+            is_large = isinstance(value, int) and value > _LARGEST
+            rule = "at most 2147483647" if is_large else f"an integer of at least {lowest}"
+            yield f"{name}={value!r} must be {rule}."
     for name in _BOOLEANS:
         if not isinstance(getattr(config, name), bool):
             yield f"{name}={getattr(config, name)!r} must be True or False."

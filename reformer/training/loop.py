@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.data.load import load
 from reformer.data.source import Source
+from reformer.layers.attention import num_buckets
 from reformer.training import batches, evaluation, metrics, occupancy, profiling, settings, state, summary, workdir
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.evaluation import Scores
@@ -161,7 +163,8 @@ def _saved_bytes(machinery: Machinery) -> Callable[[], int]:
 def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: bool) -> Scores | None:
     """Returns the scores if the whole split is read, else None; a loss that is not finite is an error."""
     machinery.watchdog.begin("the first batch of an evaluation", compiles=True)
-    hash_seed, buckets = run.config.evaluation.hash_seed, {}
+    hash_seed = run.config.evaluation.hash_seed
+    buckets: dict[int, occupancy.Occupancy] = {}
     if whole:
         scores, buckets = machinery.evaluator.measure_with_buckets(params, hash_seed)
     else:
@@ -171,7 +174,9 @@ def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: b
         return None
     machinery.journal.write({"split": "valid", "step": number, **scores.record(run.data.unit)})
     if buckets:
-        machinery.journal.write({"split": "lsh", "step": number, **occupancy.record(buckets)})
+        factors = num_buckets(settings.window_length(run.config), run.model_config)
+        num_of_all = {"num_buckets": math.prod(factors)}
+        machinery.journal.write({"split": "lsh", "step": number, **num_of_all, **occupancy.record(buckets)})
     machinery.progress.say(f"step {number}: validation {scores.describe(run.data.unit)}")
     return scores
 

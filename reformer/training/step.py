@@ -66,7 +66,8 @@ def train_step(
     new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
     if can_skip:
         is_good = jnp.isfinite(nats) & jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["update_norm"])
-        new = jax.tree.map(lambda after, before: jnp.where(is_good, after, before), new, state.replace(step=new.step))
+        old = TrainState(new.step, state.params, state.optimizer)
+        new = jax.tree.map(lambda after, before: jnp.where(is_good, after, before), new, old)
     return new, metrics
 
 
@@ -134,5 +135,6 @@ def evaluation_step(
         return model.score_streams(streams, batch["targets"], **options), seen
 
     rngs = {"hash": jax.random.key(hash_seed)}
-    scores, seen = model.apply({"params": params}, method=score, rngs=rngs)
+    results: Any = model.apply({"params": params}, method=score, rngs=rngs)
+    scores, seen = results
     return scores, occupancy.by_depth(model.config, seen)

@@ -89,7 +89,8 @@ def _now() -> str:
 
 def _end_process(message: str) -> None:
     # Not by `print`: whatever hangs may hold the lock of a stream.
-    os.write(2, f"\n{message}\n".encode())
+    show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # the progress bar hides it
+    os.write(2, f"{show_cursor}\n{message}\n".encode())
     faulthandler.dump_traceback(file=2, all_threads=True)
     flushing = threading.Thread(target=lambda: (sys.stdout.flush(), sys.stderr.flush()), daemon=True)
     flushing.start()

@@ -125,5 +125,5 @@ def test_a_run_skips_says_so_and_ends_when_there_are_too_many(config, tmp_path, 
         loop.train(loop.prepare(config, str(tmp_path / "run")))
     assert "update skipped, 2 in a row" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"split": "skipped"') == 2
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        checkpoint.load(tmp_path / "run")
+    _, variables = checkpoint.load(tmp_path / "run")  # of a state before the bad updates
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))

@@ -44,6 +44,8 @@ def is_wrong_type(name, default, value):
         return not value or any(type(size) is not int or size <= 0 for size in value)
     if isinstance(default, bool):
         return type(value) is not bool
+    if isinstance(default, float) and (isinstance(value, bool) or value == 10**400):
+        return False  # ConfigDict makes a float of it, or fails to
     if isinstance(default, float) or name in POSITIVE_NUMBERS | RATES:
         return type(value) not in (int, float) or not 0 <= value < 1e300
     if isinstance(default, int) or name in MAY_BE_NONE:

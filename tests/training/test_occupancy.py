@@ -1,7 +1,6 @@
 """How full buckets are: counted as by hand, the same on eight devices, and blind to padding."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 
 from reformer import sharding
-from reformer.layers.attention import num_buckets
+from reformer.layers.attention import num_buckets, plan_attention
 from reformer.model import ReformerLM
 from reformer.ops.hashing import count_buckets
 from reformer.ops.plan import Arrays, Context, Order
-from reformer.training import loop, occupancy, settings
-from reformer.training.state import init_params
+from reformer.training import occupancy, settings
+from tests import models
 
 
 def test_tokens_are_counted_by_bucket_and_padding_is_not():
@@ -26,11 +25,12 @@ def test_tokens_are_counted_by_bucket_and_padding_is_not():
 def look(config):
     """`occupancy.look` of the small model, with four buckets, at given bucket ids [batch, heads, rounds, length]."""
     config.model.num_buckets = 4
+    model_config = settings.model_config(config)
 
     def look(buckets):
         query = jnp.zeros((*buckets.shape[:2], buckets.shape[3], 8))
-        context = Context(order=Order(buckets, buckets))
-        sums = occupancy.look(settings.model_config(config), 0, Arrays(query, None, query), None, context)
+        context, plan = Context(order=Order(buckets, buckets)), plan_attention(model_config, "lsh", 32, False)
+        sums = occupancy.look(model_config, 0, Arrays(query, None, query), plan, context)
         return occupancy.means({"1": sums})[1]
 
     return look
@@ -50,58 +50,46 @@ def test_rows_that_are_all_padding_do_not_count(look):
     np.testing.assert_allclose(look(buckets), (0.25, 4), rtol=1e-5)
 
 
-def observed(model_config, tokens, mask, look):
-    params = init_params(model_config, 0)
-    options = {"mask": mask, "rngs": {"hash": jax.random.key(0)}, "method": "observe"}
-    run = jax.jit(lambda: ReformerLM(model_config).apply({"params": params}, tokens, look, **options))
-    return run()
-
-
-@pytest.fixture
-def batch(config):
-    """A model of four layers, and tokens of which the last row has eight real ones."""
+def test_layers_are_numbered_through_the_depth(config):
     config.model.update(num_layers=4, attention_pattern=("local", "lsh"))
+    of_blocks = np.array([[3.0, 12.0, 6.0], [6.0, 6.0, 6.0]])
+    layers = occupancy.means(occupancy.by_depth(settings.model_config(config), (None, of_blocks)))
+    assert layers == {1: (0.5, 2.0), 3: (1.0, 1.0)}
+    assert occupancy.record(layers)["layer_3_largest_share"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def observe(make_config):
+    """Returns a function that runs a model with one LSH layer on tokens, of which the last row has eight real ones."""
+    config = make_config()
+    config.model.update(num_layers=1, attention_pattern=("lsh",))
+    model_config = settings.model_config(config)
+    params = models.init(model_config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 32)), jnp.int32)
     mask = jnp.ones((8, 32), bool).at[7, 8:].set(False)
-    return settings.model_config(config), tokens, mask
+    look = functools.partial(occupancy.look, model_config)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(params, tokens, looks):
+        options = {"mask": mask, "rngs": {"hash": jax.random.key(0)}, "method": "observe"}
+        return ReformerLM(model_config).apply({"params": params}, tokens, look if looks else lambda *_: None, **options)
+
+    return model_config, lambda looks=True: run(params, tokens, looks)
 
 
-def test_layers_are_counted_from_the_first_and_only_lsh_layers_have_buckets(batch):
-    model_config = batch[0]
-    _, seen = observed(*batch, functools.partial(occupancy.look, model_config))
-    layers = occupancy.means(occupancy.by_depth(model_config, seen))
-    assert list(layers) == [1, 3]
+def test_a_layer_has_between_one_and_all_buckets(observe):
+    model_config, run = observe
+    (layer,) = occupancy.means(occupancy.by_depth(model_config, run()[1])).values()
     total = np.prod(num_buckets(32, model_config))
-    for layer in layers.values():
-        assert 1 / total <= layer.largest_share <= 1 and 1 <= layer.num_effective <= total
-    assert set(occupancy.record(layers)) == {
-        *("layer_1_largest_share", "layer_1_effective_buckets", "layer_3_largest_share", "layer_3_effective_buckets")
-    }
+    assert 1 / total < layer.largest_share < 1 and 1 < layer.num_effective < total
 
 
-def test_to_observe_changes_nothing(batch):
-    model_config, tokens, mask = batch
-    streams, _ = observed(model_config, tokens, mask, functools.partial(occupancy.look, model_config))
-    others, _ = observed(model_config, tokens, mask, lambda *_: None)
-    jax.tree.map(np.testing.assert_array_equal, streams, others)
+def test_to_observe_changes_nothing(observe):
+    jax.tree.map(np.testing.assert_array_equal, observe[1](True)[0], observe[1](False)[0])
 
 
-def test_eight_devices_count_what_one_does(batch):
-    model_config, tokens, mask = batch
-    results = []
-    for sizes in ({"devices": jax.devices()[:1]}, {"data": 2, "fsdp": 2, "tensor": 2}):
-        with jax.set_mesh(sharding.make_mesh(**sizes)):
-            _, seen = observed(model_config, tokens, mask, functools.partial(occupancy.look, model_config))
-        results.append(list(occupancy.means(occupancy.by_depth(model_config, seen)).values()))
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
-
-
-def test_every_evaluation_of_a_run_records_the_buckets(config, tmp_path):
-    config.training.num_steps = 1
-    loop.train(loop.prepare(config, str(tmp_path / "run")))
-    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    (record,) = (record for record in records if record["split"] == "lsh")
-    assert record["step"] == 1 and 0 < record["layer_1_largest_share"] < 1
-    assert b"lsh/layer_1_effective_buckets" in b"".join(
-        path.read_bytes() for path in (tmp_path / "run" / "events").iterdir()
-    )
+def test_eight_devices_count_what_one_does(observe):
+    one = observe[1]()[1]
+    with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):
+        eight = observe[1]()[1]
+    np.testing.assert_allclose(one[0], eight[0], rtol=1e-5)
