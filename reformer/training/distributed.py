@@ -6,7 +6,6 @@ the others, over which both give signs of life: who is lost is known at once, an
 """
 
 import argparse
-import atexit
 import contextlib
 import os
 import secrets
@@ -103,14 +102,12 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 def _num_detected_processes() -> int:
     """Asks JAX's own detection: a laptop, or a job of a single task, starts as it is."""
-    kinds = clusters.ClusterEnv._cluster_types
-    cluster = next((kind for kind in kinds if not kind.opt_in_only_method and kind.is_env_present()), None)
-    if cluster is None:
-        return 1
+    kinds = [kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method]
     try:
-        return cluster.get_process_count()
-    except Exception as error:  # a pod outside a job, for example
-        print(f"{cluster.__name__} does not tell the number of processes ({error}): one is assumed.", file=sys.stderr)
+        cluster = next((kind for kind in kinds if kind.is_env_present()), None)
+        return 1 if cluster is None else cluster.get_process_count()
+    except Exception as error:  # a pod of Kubernetes that is no job, for example
+        print(f"the cluster does not tell the number of processes ({error}): one is assumed.", file=sys.stderr)
         return 1
 
 
@@ -119,15 +116,15 @@ def _connect(arguments: dict, silent_seconds: int) -> None:
     try:
         # JAX's own time-out counts seconds, so that a machine that slept would lose everybody: ours takes its place.
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=24 * 3600)
-    except (RuntimeError, ValueError) as error:
+        state = distributed.global_state
+        peers = _connect_peers(state)
+    except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(
             f"the processes of the run did not find each other ({reason}). Check that process 0 runs, that its port is "
             "free and reachable, and that all have the same --coordinator and --num_processes."
         ) from error
-    state = distributed.global_state
-    _group = Group(_connect_peers(state), state.process_id, state.num_processes, silent_seconds)
-    atexit.register(jax.distributed.shutdown)
+    _group = Group(peers, state.process_id, state.num_processes, silent_seconds)
 
 
 def _connect_peers(state: distributed.State) -> dict[int, Connection]:
@@ -161,7 +158,7 @@ class Group:
         """Starts to give signs of life, and to watch for those of the peers."""
         self._peers, self._process_id, self._num_processes = peers, process_id, num_processes
         self._max_silent = round(silent_seconds / POLL_SECONDS)
-        self._lock = threading.Lock()
+        self._lock, self._has_failed = threading.Lock(), False
         self._thread = threading.Thread(target=self._watch, name="watch other processes", daemon=True)
         self._thread.start()
 
@@ -173,6 +170,7 @@ class Group:
 
     def fail(self, code: int) -> None:
         """Ends this process and tells the others; an ordinary exit would wait for them."""
+        self._has_failed = True
         self._tell(f"process {self._process_id} of {self._num_processes} failed, its own output says why")
         self._exit(code)
 
@@ -183,7 +181,7 @@ class Group:
     def _watch(self) -> None:
         # Polls are counted and not seconds: a machine that slept as a whole has lost nobody.
         silent, next_poll = dict.fromkeys(self._peers, 0), time.monotonic()
-        while self._peers:
+        while self._peers and not self._has_failed:
             if time.monotonic() >= next_poll:
                 next_poll = time.monotonic() + POLL_SECONDS
                 self._tell(_ALIVE)
@@ -200,7 +198,7 @@ class Group:
         try:
             message = peer.recv()
         except (EOFError, OSError):
-            self._end(f"{self._name(i)} died")
+            return self._end(f"{self._name(i)} died")
         if message == _DONE:
             del self._peers[i]
         elif message != _ALIVE:
@@ -215,7 +213,9 @@ class Group:
                 with contextlib.suppress(OSError):  # one that died is noticed where it is heard
                     peer.send(message)
 
-    def _end(self, reason: str) -> NoReturn:
+    def _end(self, reason: str) -> None:
+        if self._has_failed:  # and the others end because of it
+            return
         print(f"error: {reason}. {_START_AGAIN}", file=sys.stderr)
         self._tell(reason)
         self._exit(EXIT_LOST_PROCESS)
@@ -248,8 +248,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         if isinstance(error, SystemExit) and not error.code:
             _group.finish()
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            _group.wait_for_verdict()  # a collective breaks when another process dies
+        if isinstance(error, Exception):
+            _group.wait_for_verdict()  # a collective or a checkpoint breaks when another process dies
         if not isinstance(error, SystemExit):
             traceback.print_exc()
         _group.fail(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)

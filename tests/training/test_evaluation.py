@@ -99,6 +99,13 @@ def test_what_leaves_the_parameters_as_they_are_can_be_changed(workdir, capsys, 
     assert math.isfinite(run_eval(workdir, capsys, change)["bits_per_byte"])
 
 
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 4, "tensor": 2, "split_length": True}])
+def test_other_devices_measure_the_same(workdir, capsys, sizes):
+    changes = [f"--config.sharding.{name}={size}" for name, size in ({"data": 1} | sizes).items()]
+    one, eight = (run_eval(workdir, capsys, *some)["bits_per_byte"] for some in ([], changes))
+    assert eight == pytest.approx(one, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -152,6 +152,29 @@ def test_pictures_of_files_are_completed_and_others_refused(image_run, tmp_path)
         generate.parse([f"--workdir={image_run}", f"--image={tmp_path / 'no_picture.png'}"])
 
 
+def test_devices_that_share_model_and_prompts_write_the_same(text_run):
+    arguments = [f"--workdir={text_run}", "--prompt=ab", "--batch=4", "--num_tokens=6", "--temperature=0"]
+    devices = ["--config.sharding.data=2", "--config.sharding.fsdp=2", "--config.sharding.tensor=2"]
+    one, eight = (generate.parse([*arguments, *more]).generation for more in ([], devices))
+    assert (one.mesh.size, eight.mesh.size) == (1, 8)
+    of_one, of_eight = (np.concatenate(list(each.tokens()), axis=1) for each in (one, eight))
+    np.testing.assert_array_equal(of_one, of_eight)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.sharding.data=2", "The number of prompts=1 does not divide over config.sharding.data \\* fsdp=2"),
+        ("--config.sharding.tensor=3", "config.model.num_heads=2 does not divide over config.sharding.tensor=3"),
+        ("--config.sharding.tensor=9", "do not fit 8 devices"),
+        ("--config.sharding.split_length=True", "split_length=True has no effect here"),
+    ],
+)
+def test_devices_that_cannot_share_the_work_are_refused(text_run, argument, message):
+    with pytest.raises(ValueError, match=message):
+        generate.parse([f"--workdir={text_run}", "--prompt=abc", argument])
+
+
 def test_the_buckets_are_those_of_the_training_windows(text_run):
     job = generate.parse([f"--workdir={text_run}", "--prompt=a"])
     assert job.generation.model_config.num_buckets == num_buckets(32, job.generation.model_config)
