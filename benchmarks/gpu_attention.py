@@ -24,7 +24,7 @@ from benchmarks import record, train_step
 from reformer import lsh_attention
 from reformer.ops import attention, hashing
 from reformer.ops.masking import Rule
-from reformer.ops.plan import Arrays, Context
+from reformer.ops.plan import IMPLEMENTATIONS, Arrays, Context, chunked_plan
 
 HEAD_DIM, CHUNK_LENGTH = 64, 64
 LENGTHS = [2**13, 2**14, 2**15, 2**16, 2**18, 2**20]
@@ -76,12 +76,12 @@ def errors(length: int) -> list[list[str]]:
 
         def run(implementation, query, value, cotangent, context):
             rule = Rule(causal=True, shared=True, before=1)
-            plan = attention.chunked_plan(query.shape[2], CHUNK_LENGTH, rule, implementation=implementation)
+            plan = chunked_plan(query.shape[2], CHUNK_LENGTH, rule, implementation=implementation)
             return attention.attend_with_gradients(plan, Arrays(query, None, value), context, cotangent)
 
         run = jax.jit(run, static_argnums=0)
         arguments = (query, value, cotangent, context)
-        found = {name: jax.device_get(run(name, *arguments)) for name in attention.IMPLEMENTATIONS}
+        found = {name: jax.device_get(run(name, *arguments)) for name in IMPLEMENTATIONS}
         with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
             host = jax.tree.map(np.asarray, arguments)
             exact = jax.device_get(run("plain", *(x.astype(np.float64) for x in host[:3]), host[3]))
@@ -134,7 +134,7 @@ def times(length: int, num_heads: int, num_hashes: list[int], num_repeats: int, 
     if length <= LONGEST_XLA:
         rows.append(time_op("xla", flash("xla"), arguments, num_repeats))
     for rounds in num_hashes:
-        for name in attention.IMPLEMENTATIONS:
+        for name in IMPLEMENTATIONS:
             op = lsh(length, num_heads, rounds, name)
             rows.append(time_op(f"{name} R={rounds}", op, arguments, num_repeats))
     for row in rows:
@@ -230,7 +230,7 @@ def main() -> None:
         )
     )
     print("\nThe compiled gradient\n")
-    facts = [program_facts(shortest, num_heads, name) for name in attention.IMPLEMENTATIONS]
+    facts = [program_facts(shortest, num_heads, name) for name in IMPLEMENTATIONS]
     print(record.markdown(["attention", "sorts by CUB's radix sort", "scatter-add"], facts))
     rows = []
     for length in arguments.lengths:
@@ -246,7 +246,7 @@ def main() -> None:
     print(record.markdown(["attention", "forward", "forward and backward"], crossovers(rows)))
     print("\nOne layer\n")
     layers = []
-    for name in attention.IMPLEMENTATIONS:
+    for name in IMPLEMENTATIONS:
         rounds = max(arguments.num_hashes)
         layers.append(layer(arguments.layer_length, num_heads, rounds, arguments.num_repeats, name))
         keep(layers[-1])

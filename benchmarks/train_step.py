@@ -29,6 +29,7 @@ SHORTEST_CHUNKED = 8192
 def make_config(length: int, **changes) -> ReformerConfig:
     """Returns the model for sequences of `length` tokens, with fields as in `changes`."""
     chunk_length = CHUNK_LENGTH if length >= SHORTEST_CHUNKED else None
+    is_reversible = changes.get("reversible", True)
     fields = {
         "vocab_size": 320,
         "max_length": length,
@@ -42,7 +43,7 @@ def make_config(length: int, **changes) -> ReformerConfig:
         "activation": "relu",
         "axial_shape": axial_shape(length),
         "axial_dims": (64, 192),
-        "mlp_chunk_length": chunk_length,
+        "mlp_chunk_length": chunk_length if is_reversible else None,  # ordinary autodiff would store chunks twice
         "loss_chunk_length": chunk_length,
     }
     return ReformerConfig(**(fields | changes))

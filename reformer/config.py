@@ -63,7 +63,7 @@ class ReformerConfig:
 
     # Semantics and numerics.
     semantics: str = "reformer"  # 'huggingface' = wrap-around windows, their masks and fallbacks
-    reversible: bool = True  # False: ordinary autodiff of the same function
+    reversible: bool = True  # False: ordinary autodiff of the same function, best with mlp_chunk_length=None
     dtype: str = "float32"  # compute type inside the residual functions
     param_dtype: str = "float32"
 

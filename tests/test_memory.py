@@ -44,3 +44,11 @@ def test_scratch_and_compiled_program_do_not_grow_with_the_depth(optimizations):
         found, lines = compile_step(dataclasses.replace(CONFIG, num_layers=depth))
         assert found - bytes_4 < 0.5 * ACTIVATION_BYTES
         assert lines <= 1.02 * lines_4
+
+
+@pytest.mark.slow
+def test_without_reversibility_a_layer_stores_its_inputs_and_products(optimizations):
+    config = dataclasses.replace(CONFIG, reversible=False, mlp_chunk_length=None)
+    (bytes_4, _), (bytes_12, _) = (compile_step(dataclasses.replace(config, num_layers=depth)) for depth in (4, 12))
+    # Both streams; the hidden units, twice as wide; on average 1.75 for query, key, value and what was attended.
+    assert 4 < (bytes_12 - bytes_4) / 8 / ACTIVATION_BYTES < 6

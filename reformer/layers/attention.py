@@ -11,11 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
-from reformer.ops import attention as ops
 from reformer.ops import hashing
 from reformer.ops.dropout import dropout, fold
 from reformer.ops.masking import Rule
-from reformer.ops.plan import Arrays, Plan
+from reformer.ops.plan import Arrays, Plan, chunked_plan, full_plan
 
 
 class Fixed(NamedTuple):
@@ -74,10 +73,10 @@ def plan_attention(config: ReformerConfig, kind: str, length: int, has_dropout: 
             config.local_num_chunks_after,
         )
     if kind == "full" or falls_back_to_full(config, length, chunk_length):
-        return ops.full_plan(length, config.causal, shared, rate, config.semantics)
+        return full_plan(length, config.causal, shared, rate, config.semantics)
     rule = Rule(config.causal, shared, rate, config.semantics, before, after)
     correct_duplicates = kind == "lsh" and config.lsh_correct_duplicates
-    return ops.chunked_plan(length, chunk_length, rule, correct_duplicates, config.attention_implementation)
+    return chunked_plan(length, chunk_length, rule, correct_duplicates, config.attention_implementation)
 
 
 def falls_back_to_full(config: ReformerConfig, length: int, chunk_length: int) -> bool:

@@ -15,6 +15,7 @@ from reformer.ops.dropout import fold, rows
 from reformer.ops.lengthwise import map_length
 from reformer.ops.plan import Arrays, Context, Order, Plan
 from reformer.ops.reversible import Residual, chunked_vjp
+from reformer.ops.stored import store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +90,13 @@ class AttentionResidual:
         return self._layer.apply({"params": params}, attended, dtype, row, seed, method="combine")
 
     def _project_all(self, params, x) -> Arrays:
-        return map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2)
+        return store(map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2))
 
     def _prepare(self, projected: Arrays, fixed: Fixed, order: Order | None) -> tuple[Plan, Context]:
         batch, num_heads, length, _ = projected.query.shape
         plan = plan_attention(self.config, self.kind, length, fixed.seed is not None)
         if order is None and self.kind == "lsh" and not plan.is_full:
-            order = _sort(self.config, projected.query, fixed)
+            order = store(_sort(self.config, projected.query, fixed))
         seeds = None
         if plan.rule.dropout_rate:
             seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
@@ -103,7 +104,7 @@ class AttentionResidual:
 
     def _attend_and_combine(self, params, onto, projected: Arrays, plan: Plan, context: Context, fixed: Fixed):
         return map_length(
-            lambda whole, pair: self._combine(whole[0], *pair, onto.dtype, whole[1]),
+            lambda whole, pair: self._combine(whole[0], pair[0], pair[1], onto.dtype, whole[1]),
             (params, fixed.seed),
             (_attend(plan, projected, context), rows(onto)),
             self.config.mlp_chunk_length,

@@ -9,6 +9,7 @@ from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
 from reformer.ops.dropout import dropout, fold
 from reformer.ops.reversible import Residual, position_wise
+from reformer.ops.stored import store
 from reformer.sharding import constrain
 
 
@@ -55,7 +56,7 @@ class FeedForward(nn.Module):
         rate = 0.0 if seed is None else config.dropout_rate
         normed = LayerNorm(config, name="norm")(x).astype(config.dtype)
         hidden = dense(config, config.mlp_dim, name="hidden")(normed)
-        hidden = constrain(hidden, "act_batch", "act_length", "act_mlp")
+        hidden = store(constrain(hidden, "act_batch", "act_length", "act_mlp"))
         if rate:
             hidden = dropout(hidden, rate, fold(seed, 0), row)
         hidden = ACTIVATIONS[config.activation](hidden)

@@ -18,14 +18,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 from reformer.ops import chunked, chunking, full, fused, hashing
 from reformer.ops.dropout import draw_seed, fold
 from reformer.ops.masking import SCORE_FILLS, Rule
-from reformer.ops.plan import Arrays, Context, Order, Plan
+from reformer.ops.plan import Arrays, Context, Order, Plan, chunked_plan, full_plan
 from reformer.ops.sorting import sort_by_bucket
-
-_SCORES_AT_ONCE_CPU = 2**18  # 1 MB of float32 scores stay in cache
-_BLOCKS_IN_FLIGHT_CPU = 4
-_SCORES_AT_ONCE = 2**25  # an accelerator wants large launches
-_FULL_SCORES_AT_ONCE_CPU = 2**21
-IMPLEMENTATIONS = ("plain", "pallas")
+from reformer.ops.stored import store
 
 
 def full_attention(
@@ -204,45 +199,6 @@ def _check(arrays: Arrays, rule: Rule, chunk_length: int = 1) -> None:
         raise ValueError(f"dropout_rate={rule.dropout_rate} must be at least 0 and below 1.")
 
 
-def full_plan(length: int, causal: bool, shared: bool, dropout_rate: float, semantics: str) -> Plan:
-    """The plan of full attention over `length` tokens."""
-    most = _FULL_SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
-    num_queries = min(length, max(64, most // length))
-    cut = chunking.Geometry(num_queries, 0, 0, -(-length // num_queries), 1)
-    return Plan(Rule(causal, shared, dropout_rate, semantics), cut, True, False, max(1, most // length**2))
-
-
-def chunked_plan(
-    length: int, chunk_length: int, rule: Rule, correct_duplicates: bool = False, implementation: str = "plain"
-) -> Plan:
-    """The plan of local and LSH attention over `length` tokens."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}.")
-    if rule.semantics == "huggingface" and length % chunk_length:
-        raise ValueError(
-            f"length={length} is not a multiple of chunk_length={chunk_length}, which windows that wrap around "
-            "(semantics='huggingface') need. Pad and mask the input."
-        )
-    most = _SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
-    cut = chunking.geometry(length, chunk_length, rule.before, rule.after, most)
-    scores_per_row = cut.num_chunks * chunk_length * cut.window
-    plan = Plan(
-        rule,
-        cut,
-        correct_duplicates=correct_duplicates,
-        rows_at_once=max(1, most // scores_per_row),
-        blocks_in_flight=min(_BLOCKS_IN_FLIGHT_CPU, cut.num_blocks) if _on_cpu() else 1,
-        is_fused=implementation == "pallas",
-    )
-    if plan.is_fused and (missing := fused.unsupported(plan)):
-        raise ValueError(f"implementation='pallas' does not have {' and '.join(missing)}. Use implementation='plain'.")
-    return plan
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def dropout_seeds(seed: UInt[Array, ""], batch: int, num_heads: int) -> UInt[Array, "batch heads"]:
     """A seed for the attention dropout of every head of every example."""
     return fold(seed, jnp.arange(batch * num_heads).reshape(batch, num_heads))
@@ -285,7 +241,7 @@ def _forward(plan: Plan, arrays: Arrays, context: Context):
 
 
 def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
-    out, log_normalizer = _forward(plan, arrays, context)
+    out, log_normalizer = store(_forward(plan, arrays, context))
     return out, (arrays, context, out, log_normalizer)
 
 

@@ -31,16 +31,6 @@ class _Round(NamedTuple):
     seed: UInt[Array, " rows"] | None
 
 
-def unsupported(plan: Plan) -> list[str]:
-    """Names the options of a plan that the kernel does not have."""
-    options = {
-        "full attention": plan.is_full,
-        f"semantics={plan.rule.semantics!r}": plan.rule.semantics != "reformer",
-        "correct_duplicates=True": plan.correct_duplicates,
-    }
-    return [name for name, is_asked_for in options.items() if is_asked_for]
-
-
 def forward(plan: Plan, arrays: Arrays, context: Context) -> tuple[Float[Array, "rows l e"], Float[Array, "rows l"]]:
     """Output, and log-normaliser of the softmax over all rounds in at least float32."""
     rounds = _rounds(context, arrays)

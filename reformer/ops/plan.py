@@ -7,9 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from reformer.ops import block as block_ops
+from reformer.ops import chunking
 from reformer.ops.chunking import Geometry
 from reformer.ops.masking import Rule
 
+_SCORES_AT_ONCE_CPU = 2**18  # 1 MB of float32 scores stay in cache
+_BLOCKS_IN_FLIGHT_CPU = 4
+_SCORES_AT_ONCE = 2**25  # an accelerator wants large launches
+_FULL_SCORES_AT_ONCE_CPU = 2**21
+IMPLEMENTATIONS = ("plain", "pallas")
 _UNIT_EPSILON = 1e-6  # inside the root, as trax and Hugging Face have it
 
 
@@ -61,6 +67,56 @@ class Plan(NamedTuple):
     def wraps(self) -> bool:
         """Whether the windows at the edges wrap around."""
         return self.rule.semantics == "huggingface" and not self.is_full
+
+    @property
+    def missing_in_kernel(self) -> list[str]:
+        """The options asked for that the fused kernel does not have."""
+        options = {
+            "full attention": self.is_full,
+            f"semantics={self.rule.semantics!r}": self.rule.semantics != "reformer",
+            "correct_duplicates=True": self.correct_duplicates,
+        }
+        return [name for name, is_asked_for in options.items() if is_asked_for]
+
+
+def full_plan(length: int, causal: bool, shared: bool, dropout_rate: float, semantics: str) -> Plan:
+    """The plan of full attention over `length` tokens."""
+    most = _FULL_SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
+    num_queries = min(length, max(64, most // length))
+    cut = chunking.Geometry(num_queries, 0, 0, -(-length // num_queries), 1)
+    return Plan(Rule(causal, shared, dropout_rate, semantics), cut, True, False, max(1, most // length**2))
+
+
+def chunked_plan(
+    length: int, chunk_length: int, rule: Rule, correct_duplicates: bool = False, implementation: str = "plain"
+) -> Plan:
+    """The plan of local and LSH attention over `length` tokens."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}.")
+    if rule.semantics == "huggingface" and length % chunk_length:
+        raise ValueError(
+            f"length={length} is not a multiple of chunk_length={chunk_length}, which windows that wrap around "
+            "(semantics='huggingface') need. Pad and mask the input."
+        )
+    most = _SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
+    cut = chunking.geometry(length, chunk_length, rule.before, rule.after, most)
+    scores_per_row = cut.num_chunks * chunk_length * cut.window
+    plan = Plan(
+        rule,
+        cut,
+        correct_duplicates=correct_duplicates,
+        rows_at_once=max(1, most // scores_per_row),
+        blocks_in_flight=min(_BLOCKS_IN_FLIGHT_CPU, cut.num_blocks) if _on_cpu() else 1,
+        is_fused=implementation == "pallas",
+    )
+    if plan.is_fused and plan.missing_in_kernel:
+        missing = " and ".join(plan.missing_in_kernel)
+        raise ValueError(f"implementation='pallas' does not have {missing}. Use implementation='plain'.")
+    return plan
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def unit_keys(x: Float[Array, "*rows d"], size: int | None = None) -> Float[Array, "*rows d"]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from reformer.ops import stored
 from reformer.ops.chunking import wide_zeros_like
 from reformer.ops.dropout import rows
 from reformer.ops.lengthwise import map_length, scan_length
@@ -128,7 +129,9 @@ def chunked_vjp(
 
 
 def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):
-    """Runs the stack, differentiated by ordinary autodiff: every activation is stored.
+    """Runs the stack, differentiated by ordinary autodiff.
+
+    Of a residual function its input is stored, and what stands in `ops.stored`: what costs a matrix product or a sort.
 
     Args:
       residuals: the residual functions of one block.
@@ -141,6 +144,7 @@ def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed)
     Returns:
       Both streams after the last block.
     """
+    residuals = tuple(f._replace(apply=stored.checkpoint(f.apply)) for f in residuals)
     return _forward(residuals, params, x1, x2, context, fixed)[0]
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from reformer.inspection import attention
-from reformer.ops.attention import chunked_plan, full_plan, sort_by_hash
+from reformer.ops.attention import sort_by_hash
 from reformer.ops.masking import Rule
-from reformer.ops.plan import Arrays, Context, Order
+from reformer.ops.plan import Arrays, Context, Order, chunked_plan, full_plan
 from tests import references
 from tests.ops.cases import CHUNK, FACTORS, Case, make_inputs, window
 

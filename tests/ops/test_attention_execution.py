@@ -59,7 +59,7 @@ def test_blocked_execution_equals_unblocked(kind, scores, monkeypatch):
     args = arguments(case, inputs)
     expected = references.value_and_vjp(call(kind, case, inputs), inputs.cotangent, *args)
     for name in ("_SCORES_AT_ONCE_CPU", "_FULL_SCORES_AT_ONCE_CPU", "_SCORES_AT_ONCE"):
-        monkeypatch.setattr(attention, name, scores)
+        monkeypatch.setattr(plan, name, scores)
     actual = references.value_and_vjp(call(kind, case, inputs), inputs.cotangent, *args)
     references.assert_close(actual, expected, FLOAT32)
 
@@ -80,9 +80,9 @@ def test_vmap_equals_a_loop(kind):
 
 def _plan(kind, case):
     if kind == "full":
-        return attention.full_plan(case.length, case.causal, case.shared, case.rate, "reformer")
+        return plan.full_plan(case.length, case.causal, case.shared, case.rate, "reformer")
     rule = masking.Rule(case.causal, case.shared, case.rate, "reformer", case.before, case.after)
-    return attention.chunked_plan(case.length, CHUNK, rule, case.correct_duplicates and kind == "lsh")
+    return plan.chunked_plan(case.length, CHUNK, rule, case.correct_duplicates and kind == "lsh")
 
 
 def swap_heads(tree):

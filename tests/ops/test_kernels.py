@@ -15,6 +15,7 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.model import ReformerLM
 from reformer.ops import attention
+from reformer.ops.plan import IMPLEMENTATIONS
 from tests import references
 from tests.ops.cases import BATCH, CHUNK, FACTORS, HEADS, Case, arguments, cases, local, lsh, make_inputs
 
@@ -246,7 +247,7 @@ def test_the_kernels_lower_for_accelerators(platform, kind, case):
 
 
 @IGNORE_DEPRECATION
-@pytest.mark.parametrize("implementation", attention.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_on_a_gpu_the_gradient_of_lsh_attention_has_no_scatter_add(implementation):
     program = _lower_gradient("cuda", "lsh", _change(SMALL, rounds=3, after=1, masked=True), implementation)
     bodies = re.findall(r'"stablehlo\.scatter".*?stablehlo\.return', program, flags=re.DOTALL)
@@ -255,7 +256,7 @@ def test_on_a_gpu_the_gradient_of_lsh_attention_has_no_scatter_add(implementatio
 
 
 @IGNORE_DEPRECATION
-@pytest.mark.parametrize("implementation", attention.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("num_buckets", "operands"), [(FACTORS, "{n}xui32"), ((2**15, 2**10), "{n}xui32, {n}xi32")])
 def test_on_a_gpu_all_rows_are_sorted_at_once_by_an_unsigned_key(implementation, num_buckets, operands):
     case = _change(SMALL, rounds=2)
