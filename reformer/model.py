@@ -16,8 +16,9 @@ from reformer.layers.embeddings import Embeddings
 from reformer.layers.linear import LayerNorm, dense
 from reformer.ops import hashing
 from reformer.ops.dropout import draw_seed, dropout, fold, rows
+from reformer.ops.lengthwise import map_length
 from reformer.ops.losses import chunked_cross_entropy, chunked_scores
-from reformer.sharding import constrain
+from reformer.sharding import constrain, splits_length
 
 Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
 Streams = tuple[Float[Array, "batch length embed"], Float[Array, "batch length embed"]]
@@ -120,9 +121,7 @@ class ReformerLM(nn.Module):
           ValueError: as in `__call__`.
         """
         streams, _ = self._run(tokens, mask, rotations, deterministic=True)
-        weights = _weights(weights, mask, streams)
-        logits, chunk_length = partial(_logits, self.config), self.config.loss_chunk_length
-        return chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
+        return self.score_streams(streams, targets, weights=weights, mask=mask)
 
     def observe(
         self,
@@ -137,7 +136,7 @@ class ReformerLM(nn.Module):
         Args:
           tokens: as in `__call__`.
           look: called with the number of the layer within `attention_pattern`, its projections, plan and context;
-            what it returns, a pytree of arrays, is collected.
+            what it returns, a pytree of arrays, is collected. The order of an LSH layer's context holds the buckets.
           mask: as in `__call__`.
           rotations: as in `__call__`.
 
@@ -158,6 +157,19 @@ class ReformerLM(nn.Module):
         streams, _ = self._run(tokens, mask, rotations, deterministic=True, run_stack=run)
         return streams, tuple(seen)
 
+    def score_streams(
+        self,
+        streams: Streams,
+        targets: Int[Array, "batch length"],
+        *,
+        weights: Float[Array, "batch length"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """What `score` returns, from the streams after the last layer."""
+        weights = _weights(weights, mask, streams)
+        logits, chunk_length = partial(_logits, self.config), self.config.loss_chunk_length
+        return chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
+
     def logits(self, streams: Streams) -> Float[Array, "batch length vocab"]:
         """The logits, in at least float32, of the streams after the last layer."""
         return _logits(self.config, self._head_params(), streams, None, None)
@@ -175,7 +187,7 @@ class ReformerLM(nn.Module):
             )
         seed = self._dropout_seed(deterministic)
         tokens, mask = _pad(tokens, mask, padded_length(length, config))
-        x = self.embeddings(tokens)
+        x = self._embed(tokens)
         if seed is not None:
             x = dropout(x, config.dropout_rate, fold(seed, 0), rows(tokens))
         x = constrain(x, "act_batch", "act_length", "act_embed")
@@ -186,6 +198,17 @@ class ReformerLM(nn.Module):
         fixed = self._fixed(tokens.shape[1], mask, rotations, seed)
         streams = run_stack(config, self.variables["params"]["stack"], x, fixed)
         return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
+
+    def _embed(self, tokens):
+        if self.is_initializing() or not splits_length():
+            return self.embeddings(tokens)
+        # The position embeddings of the whole length, which are the same for all examples, would exist on every device.
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+
+        def embed(params, ids):
+            return Embeddings(self.config, parent=None).apply({"params": params}, *ids)
+
+        return map_length(embed, self.variables["params"]["embeddings"], (tokens, positions), None)
 
     def _dropout_seed(self, deterministic: bool):
         config = self.config

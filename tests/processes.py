@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import portpicker
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +101,11 @@ class Processes:
 def _environment(num_devices: int) -> dict[str, str]:
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     flags.append(f"--xla_force_host_platform_device_count={num_devices}")
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+    if jax.config.jax_compilation_cache_dir:  # tests/training/conftest.py
+        variables["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
+        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    return os.environ | variables
 
 
 def small_run(text_file: Path, **fields) -> list[str]:

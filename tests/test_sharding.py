@@ -30,7 +30,7 @@ MESHES = {
     "length 4 x data 2": {"tensor": 4, "split_length": True},
     "length 2 x fsdp 4": {"tensor": 2, "fsdp": 4, "split_length": True},
 }
-SPLIT_LENGTH = {name: sizes for name, sizes in MESHES.items() if "split_length" in sizes}
+QUICK = ("fsdp 2 x tensor 2 x data 2", "length 2 x fsdp 4")
 
 
 def loss_and_gradients(mesh, config=CONFIG):
@@ -56,24 +56,26 @@ def expected():
         return loss_and_gradients(one_device())
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_eight_devices_equal_one(x64, expected, sizes):
-    assert_equal(loss_and_gradients(sharding.make_mesh(**sizes)), expected)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MESHES],
+)
+def test_eight_devices_equal_one(x64, expected, name):
+    assert_equal(loss_and_gradients(sharding.make_mesh(**MESHES[name])), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reversible": False},
-        {"mlp_chunk_length": None, "loss_chunk_length": None},
-        {"attention_pattern": ("full", "lsh"), "position_embedding": "sinusoidal"},
-        {"semantics": "huggingface", "position_embedding": "learned"},
+        {"reversible": False, "mlp_chunk_length": None, "attention_pattern": ("full",)},
+        {"semantics": "huggingface", "position_embedding": "learned", "attention_pattern": ("lsh",)},
     ],
-    ids=["ordinary autodiff", "without chunks", "full attention", "huggingface"],
+    ids=["ordinary autodiff", "huggingface"],
 )
 def test_a_length_over_devices_equals_one_device(x64, changes):
-    config = dataclasses.replace(CONFIG, **changes)
-    mesh = sharding.make_mesh(tensor=4, data=1, split_length=True, devices=jax.devices()[:4])
+    config = dataclasses.replace(CONFIG, num_layers=1, **changes)
+    mesh = sharding.make_mesh(1, 1, 2, split_length=True, devices=jax.devices()[:2])
     assert_equal(loss_and_gradients(mesh, config), loss_and_gradients(one_device(), config))
 
 
@@ -85,7 +87,7 @@ def test_parameters_are_really_sharded():
     assert kernel.addressable_shards[0].data.shape == (2, 16 // 2, 24 // 2)
 
 
-def compile_gradient(mesh, config, batch, reads_loss=True):
+def compile_gradient(mesh, config, batch):
     params = jax.eval_shape(ReformerLM(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     places = sharding.parameter_shardings(params, mesh)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, places)
@@ -102,7 +104,7 @@ def results_of(compiled, operation) -> list[list[int]]:
     return [[int(size) for size in shape.split(",")] for shape in shapes]
 
 
-@pytest.mark.parametrize("name", set(MESHES) - set(SPLIT_LENGTH))
+@pytest.mark.parametrize("name", ["fsdp 8", "tensor 4 x data 2", "fsdp 2 x tensor 2 x data 2"])
 def test_attention_moves_nothing_between_devices(optimizations, name):
     config = dataclasses.replace(models.SMALL, max_length=64, num_layers=2, num_heads=4, head_dim=4)
     compiled = compile_gradient(sharding.make_mesh(**MESHES[name]), config, batch=8)
@@ -110,11 +112,10 @@ def test_attention_moves_nothing_between_devices(optimizations, name):
     assert [shape for shapes in moved for shape in shapes if 64 in shape] == []
 
 
-@pytest.mark.parametrize("sizes", SPLIT_LENGTH.values(), ids=SPLIT_LENGTH)
-def test_a_split_length_moves_between_devices_only_from_length_to_heads_and_back(optimizations, sizes):
+def test_a_split_length_moves_between_devices_only_from_length_to_heads_and_back(optimizations):
     length = 2**13
     config = dataclasses.replace(models.SMALL, max_length=length, num_layers=2, num_heads=4, head_dim=4)
-    mesh = sharding.make_mesh(**sizes)
+    mesh = sharding.make_mesh(**MESHES["length 2 x fsdp 4"])
     compiled = compile_gradient(mesh, config, batch=4)
     heads_of_a_device = 4 // mesh.shape["length"] * length * 4
     exchanged = results_of(compiled, "all-to-all")
@@ -124,15 +125,15 @@ def test_a_split_length_moves_between_devices_only_from_length_to_heads_and_back
 
 
 def test_memory_of_a_split_length_falls_with_the_devices(optimizations):
-    config = dataclasses.replace(models.SMALL, max_length=2**14, num_layers=2, num_heads=8, head_dim=4)
+    config = dataclasses.replace(models.SMALL, max_length=2**14, num_layers=2, num_heads=4, head_dim=4)
 
     def peak_bytes(num_devices):
         mesh = sharding.make_mesh(1, 1, num_devices, split_length=True, devices=jax.devices()[:num_devices])
         memory = compile_gradient(mesh, config, batch=1).memory_analysis()
         return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
-    one, four, eight = map(peak_bytes, (1, 4, 8))
-    assert four < 0.4 * one and eight < 0.7 * four, (one, four, eight)
+    one, four = map(peak_bytes, (1, 4))
+    assert four < 0.4 * one, (one, four)
 
 
 def test_an_unknown_axis_name_fails():

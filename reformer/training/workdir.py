@@ -19,6 +19,8 @@ FREE_FIELDS = (
     "optimizer.clip_norm",
     "training.num_steps",
     "training.log_every_steps",
+    "training.max_skipped_updates",
+    "training.stall_seconds",
 )
 
 
@@ -54,6 +56,14 @@ def _check_again(workdir: Path, config: ConfigDict) -> None:
 
 def _is_free(name: str) -> bool:
     return name in FREE_FIELDS or name.split(".")[0] in FREE_GROUPS
+
+
+def latest_step(workdir: Path) -> int:
+    """Returns the step after which a run in `workdir` would continue, 0 where there is none."""
+    if not (workdir / "checkpoints").is_dir():
+        return 0
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.latest or 0
 
 
 def check_data(workdir: Path, data: Source) -> None:

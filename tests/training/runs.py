@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reformer.training import checkpoint, loop
+from reformer.training import checkpoint, loop, metrics
 from reformer.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -19,9 +19,9 @@ def run(config, workdir):
 
 
 def records(workdir):
-    """Returns the journal without what depends on the speed of the machine."""
+    """Returns the journal without what depends on the machine."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in metrics.MACHINE_DEPENDENT} for line in lines]
 
 
 def assert_same(one, other):

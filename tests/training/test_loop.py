@@ -22,10 +22,12 @@ def unbroken(make_config, tmp_path_factory):
 
 def test_a_run_records_every_step_once_and_every_evaluation(unbroken):
     workdir, result = unbroken
-    steps = {split: [r["step"] for r in records(workdir) if r["split"] == split] for split in ("train", "valid")}
-    assert steps == {"train": [1, 2, 3, 4, 5, 6], "valid": [4, 6]}
+    steps = {split: [r["step"] for r in records(workdir) if r["split"] == split] for split in ("train", "valid", "lsh")}
+    assert steps == {"train": [1, 2, 3, 4, 5, 6], "valid": [4, 6], "lsh": [4, 6]}
     assert result["split"] == "valid" and result["step"] == 6
-    assert result["bits_per_byte"] == records(workdir)[-1]["bits_per_byte"]
+    buckets = [r for r in records(workdir) if r["split"] == "lsh"][-1]
+    assert buckets["num_buckets"] == 8 and 1 / 8 < buckets["layer_1_largest_share"] < 1
+    assert result["bits_per_byte"] == [r for r in records(workdir) if r["split"] == "valid"][-1]["bits_per_byte"]
     assert result["hash_spread"]["lowest"] <= result["bits_per_byte"] <= result["hash_spread"]["highest"]
 
 
