@@ -8,7 +8,7 @@ import jax
 from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
-from reformer.training import checkpoint, command_line, distributed, loop, report, settings, summary
+from reformer.training import checkpoint, command_line, distributed, loop, report, settings, stopping, summary
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
@@ -23,6 +23,13 @@ def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
     known, overrides = parser.parse(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
     return loop.prepare(config, known.workdir, known.profile_steps), known.dry_run
+
+
+def say_how_to_continue(stopped: stopping.Stopped) -> None:
+    """Prints where a run that was asked to stop ended; a JSON object is the last line here too."""
+    if distributed.is_writer():
+        print(f"{stopped}; the same command continues from there")
+        print(json.dumps({"stopped": True, "step": stopped.step}))
 
 
 def say_what_was_learned(run: loop.Run, result: dict) -> None:
@@ -64,9 +71,13 @@ def main(arguments: list[str]) -> None:
         return
     distributed.meet("checked")  # before one of them changes the workdir that another still checks
     with command_line.user_errors(FloatingPointError, OSError):
-        result = loop.train(run)
+        try:
+            result = loop.train(run)
+        except stopping.Stopped as stopped:
+            return say_how_to_continue(stopped)
     if distributed.is_writer():
-        say_what_was_learned(run, result)
+        with command_line.user_errors(OSError):
+            say_what_was_learned(run, result)
         print(json.dumps(result))
 
 

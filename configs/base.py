@@ -97,6 +97,7 @@ def checkpoint_group() -> ConfigDict:
     group = ConfigDict()
     group.every_steps = 250  # steps between two checkpoints
     group.keep_latest = 2  # latest checkpoints that are kept beside the best
+    group.keep_every_steps = config_dict.placeholder(object)  # also keep those of every so many steps; None = no
     return group
 
 

@@ -39,7 +39,7 @@ class Journal:
         self._is_writer = distributed.is_writer()
         if not self._is_writer:
             return
-        from tensorboardX import SummaryWriter
+        from reformer.training.events import EventFile
 
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_records(path) if record["step"] <= resumed_step]
@@ -47,7 +47,7 @@ class Journal:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=resumed_step + 1)
+        self._events = EventFile(workdir / "events", purge_step=resumed_step + 1)
 
     def write(self, record: Record) -> None:
         """Appends a record with the keys `split`, `step` and others; TensorBoard gets the numbers among them."""
@@ -57,7 +57,7 @@ class Journal:
         self._file.flush()
         for name, value in record.items():
             if name not in ("split", "step") and isinstance(value, (int, float)):
-                self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+                self._events.add_scalar(f"{record['split']}/{name}", float(value), record["step"])
 
     def close(self) -> None:
         """Closes both."""

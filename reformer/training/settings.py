@@ -84,7 +84,7 @@ FIELD_RULES = (
     (
         "None or a positive integer",
         lambda value: value is None or _is_integer(value, 1),
-        ["data.length", "evaluation.max_examples"],
+        ["data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
     ),
 )
 
@@ -189,6 +189,12 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
         )
     if "float64" in (model.dtype, model.param_dtype) and not jax.config.read("jax_enable_x64"):
         yield "config.model.dtype or param_dtype='float64' needs the environment variable JAX_ENABLE_X64=1."
+    keep_every_steps, every_steps = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
+    if keep_every_steps and keep_every_steps % every_steps:
+        yield (
+            f"config.checkpoint.keep_every_steps={keep_every_steps} is not a multiple of "
+            f"config.checkpoint.every_steps={every_steps}: no checkpoint would be there to keep. Change one of the two."
+        )
     if training.batch_size % training.accumulation_steps:
         yield (
             f"config.training.batch_size={training.batch_size} is not a multiple of "

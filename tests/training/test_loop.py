@@ -6,33 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-import train
-from reformer.training import checkpoint, loop, metrics, settings
-
-ROOT = Path(train.__file__).parent
-
-
-def run(config, workdir):
-    return loop.train(loop.prepare(config, str(workdir)))
-
-
-def records(workdir):
-    """Returns the journal without what depends on the machine."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in metrics.MACHINE_DEPENDENT} for line in lines]
-
-
-def assert_same_run(one, other):
-    """Equal journals and, bit for bit, equal parameters at the last step."""
-    assert records(one) == records(other)
-    first, second = (checkpoint.load(workdir, "latest")[1] for workdir in (one, other))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+from reformer.training import checkpoint, loop, settings
+from tests.training.runs import ROOT, assert_same_run, records, run
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +74,19 @@ def test_another_seed_in_the_same_workdir_is_refused(unbroken, config):
         loop.prepare(config, str(unbroken[0]))
 
 
-def test_replaced_data_are_refused(unbroken, config, tmp_path):
-    (tmp_path / "words.txt").write_bytes(b"something else " * 1000)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: b"something else " * 1000,
+        lambda text: text[:-1],
+        lambda text: text[: len(text) // 2],
+        lambda text: text + b".",
+        lambda text: text[:5000] + b"X" + text[5001:],
+    ],
+    ids=["replaced", "a byte shorter", "truncated", "lengthened", "a byte changed"],
+)
+def test_data_that_changed_between_runs_are_refused(unbroken, config, text_file, tmp_path, change):
+    (tmp_path / "words.txt").write_bytes(change(text_file.read_bytes()))
     config.data.path = str(tmp_path / "words.txt")
     with pytest.raises(ValueError, match=r"are not those that workdir=.* was trained on"):
         loop.prepare(config, str(unbroken[0]))
