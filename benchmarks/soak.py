@@ -13,6 +13,7 @@ import collections
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -122,7 +123,8 @@ class Soak:
     def _outcome(self, name: str) -> dict[str, Any]:
         workdir = self.directory / name
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
-        journal = [{key: value for key, value in json.loads(line).items() if "second" not in key} for line in lines]
+        records = [json.loads(line) for line in lines]
+        journal = [{name: each[name] for name in each if not re.search("second|memory", name)} for each in records]
         files = sorted(str(path.relative_to(workdir)) for path in workdir.glob("*"))
         files += sorted(path.name for path in workdir.glob("checkpoints/*"))
         return {"arrays": _final_arrays(workdir), "journal": journal, "files": files}

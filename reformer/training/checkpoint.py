@@ -60,7 +60,7 @@ class Checkpoints:
             raise ValueError(f"workdir={workdir} has no checkpoints. Train first, until the first one is saved.")
         self._verified: set[int] = set()
         if not read_only:
-            damage.silence_tracebacks()
+            damage.silence_echoes()
             intact = agreement.on_process_0(self._repair)
             self._verified.update([] if intact is None else [intact])
         managers = ocp.checkpoint_managers

@@ -87,13 +87,14 @@ def none_is_intact(directory: Path, problems: Mapping[int, str]) -> str:
     )
 
 
-def _is_no_traceback(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in record.pathname)
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    return not record.exc_info
 
 
-def silence_tracebacks() -> None:
-    """Keeps Orbax from printing the traceback of what it raises as well, and we explain."""
-    logging.getLogger("absl").addFilter(_is_no_traceback)
+def silence_echoes() -> None:
+    """Keeps Orbax and its threads from printing tracebacks of what they raise as well, and we explain."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_no_echo)
 
 
 @contextlib.contextmanager
