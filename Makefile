@@ -9,7 +9,7 @@ PEERS := .venv-peers
 # Results and pictures of these runs. Those of the README are kept by BENCHMARK_RESULTS=benchmarks/results.
 export BENCHMARK_RESULTS ?= runs/bench
 
-.PHONY: train test test-fast test-jax011 lint format bench bench-peers clean
+.PHONY: train test test-fast test-jax011 soak lint format bench bench-peers clean
 
 train: $(VENV)/train.stamp
 	$(RUN) train.py --config=configs/stdlib.py --workdir=$(WORKDIR)
@@ -23,6 +23,10 @@ test-fast: $(VENV)/dev.stamp
 # The fast tests under JAX 0.11, which needs Python 3.12; on 3.11 the same requirements give JAX 0.10.
 test-jax011: $(JAX011)/dev.stamp
 	$(JAX011)/bin/python -m pytest -n 2 -m "not slow"
+
+# Fifty kills of a small run; about ten minutes. The committed result is made with BENCHMARK_RESULTS=benchmarks/results.
+soak: $(VENV)/train.stamp
+	$(RUN) benchmarks/soak.py
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

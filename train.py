@@ -8,19 +8,28 @@ import jax
 from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
-from reformer.training import checkpoint, command_line, distributed, loop, report, settings
+from reformer.training import checkpoint, command_line, distributed, loop, report, settings, stopping, summary
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
 
-def parse(arguments: list[str]) -> loop.Run:
-    """Returns the checked experiment that the command line describes."""
+def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
+    """Returns the checked experiment that the command line describes, and whether it is only a dry run."""
     parser = command_line.Parser("Trains a Reformer language model.")
     parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="config file, with :preset if wanted")
     parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
+    parser.add_argument("--profile_steps", default="", help="FIRST:LAST, steps to trace into WORKDIR/profile")
+    parser.add_argument("--dry_run", action="store_true", help="check, compile, show the summary, and stop there")
     known, overrides = parser.parse(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
-    return loop.prepare(config, known.workdir)
+    return loop.prepare(config, known.workdir, known.profile_steps), known.dry_run
+
+
+def say_how_to_continue(stopped: stopping.Stopped) -> None:
+    """Prints where a run that was asked to stop ended; a JSON object is the last line here too."""
+    if distributed.is_writer():
+        print(f"{stopped}; the same command continues from there")
+        print(json.dumps({"stopped": True, "step": stopped.step}))
 
 
 def say_what_was_learned(run: loop.Run, result: dict) -> None:
@@ -47,15 +56,28 @@ def print_sample(run: loop.Run) -> None:
     print(f"a sample:\n{text.decode(tokens[0]).decode(errors='replace')}")
 
 
+def show(known: summary.Summary) -> None:
+    """Prints what a dry run found out."""
+    if distributed.is_writer():
+        print(f"{known.text}\n{json.dumps(known.record)}")
+
+
 def main(arguments: list[str]) -> None:
     """Trains, reports, and prints one JSON object as the last line."""
     with command_line.user_errors(ValueError, OSError):
-        run = parse(arguments)
+        run, is_dry = parse(arguments)
+    if is_dry:
+        show(loop.dry_run(run))
+        return
     distributed.meet("checked")  # before one of them changes the workdir that another still checks
     with command_line.user_errors(FloatingPointError, OSError):
-        result = loop.train(run)
+        try:
+            result = loop.train(run)
+        except stopping.Stopped as stopped:
+            return say_how_to_continue(stopped)
     if distributed.is_writer():
-        say_what_was_learned(run, result)
+        with command_line.user_errors(OSError):
+            say_what_was_learned(run, result)
         print(json.dumps(result))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from reformer import ReformerConfig, ReformerLM, compiler_options
+from reformer.flops import flops_per_token
 
 CHUNK_LENGTH = 4096  # tokens of the feed-forward, the projections and the loss at once: they stay in cache
 SHORTEST_CHUNKED = 8192
@@ -88,24 +89,6 @@ def compile_step(step: Callable, arguments: tuple):
     return jax.jit(step, compiler_options=compiler_options()).lower(*arguments).compile()
 
 
-def flop_per_token(config: ReformerConfig) -> float:
-    """Returns the matrix-product operations per token of a step.
-
-    A forward pass, twice its cost for the cotangents, and once more to compute the values again if it is reversible.
-    """
-    embed, width = config.embed_dim, config.num_heads * config.head_dim
-    projections = {"local": 4, "full": 4, "lsh": 3}
-    total = 0.0
-    for i in range(config.num_layers):
-        kind = config.attention_pattern[i % len(config.attention_pattern)]
-        keys = config.max_length / 2 if kind == "full" else getattr(config, f"{kind}_chunk_length") * 2
-        rounds = config.num_hashes if kind == "lsh" else 1
-        linear = 2 * embed * width * projections[kind] + 4 * embed * config.mlp_dim
-        total += linear + rounds * 4 * width * keys
-    passes = 4 if config.reversible else 3
-    return passes * total + 3 * 2 * 2 * embed * config.vocab_size
-
-
 def matmul_rate(config: ReformerConfig, num_repeats: int = 9) -> float:
     """Returns FLOP/s of the feed-forward's matrix products on cached operands, as what this machine can do."""
     rows = min(config.max_length, CHUNK_LENGTH)
@@ -137,7 +120,7 @@ def measure(length: int, num_steps: int, **changes) -> dict:
     first, *others = [run(i) for i in range(1 + num_steps)] if num_steps > 1 else [run(0)]
     median = statistics.median(others or [first])
     peak = record.peak_resident_bytes()
-    rate = flop_per_token(config) * length / median
+    rate = flops_per_token(config, length) * length / median
     return {
         "compile_seconds": round(compile_seconds, 1),
         "step_seconds": round(median, 3),

@@ -75,6 +75,9 @@ def training_group() -> ConfigDict:
     group.batch_size = 8  # examples per update, over all devices and micro-batches
     group.accumulation_steps = 1  # micro-batches per update, one after the other: less memory, same result
     group.log_every_steps = 10  # steps between two records of the training loss
+    group.max_skipped_updates = 0  # so many updates in a row whose loss or gradient is not finite are left out
+    group.stall_seconds = config_dict.placeholder(object)  # a run without any progress for so long ends; None = never
+    group.stall_seconds = 1800.0
     return group
 
 
@@ -94,6 +97,7 @@ def checkpoint_group() -> ConfigDict:
     group = ConfigDict()
     group.every_steps = 250  # steps between two checkpoints
     group.keep_latest = 2  # latest checkpoints that are kept beside the best
+    group.keep_every_steps = config_dict.placeholder(object)  # also keep those of every so many steps; None = no
     return group
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 ATTENTION_KINDS = ("full", "local", "lsh")
 POSITION_EMBEDDINGS = ("axial", "learned", "sinusoidal")
@@ -15,8 +16,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 class ReformerConfig:
     """Hyper-parameters of a Reformer. Lengths are in tokens.
 
-    Every field has a default; an invalid combination is a ValueError at construction, before any
-    device work. Automatic choices are `None` here and resolved where they are used.
+    Every field has a default. What is not allowed is a ValueError at construction, before any device work, with one
+    line for each problem. Automatic choices are `None` here and resolved where they are used.
     """
 
     # Size.
@@ -72,8 +73,9 @@ class ReformerConfig:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        for check in (_check_types, _check_choices, _check_sizes, _check_positions, _check_buckets):
-            check(self)
+        problems = list(_problems_of_fields(self)) or list(_problems_of_combinations(self))
+        if problems:
+            raise ValueError("\n".join(problems))
 
     @property
     def num_blocks(self) -> int:
@@ -134,33 +136,46 @@ _CHUNKS = ("mlp_chunk_length", "loss_chunk_length")
 _SCALES = ("layer_norm_epsilon", "position_scale")
 
 
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+_LARGEST = 2**31 - 1  # indices are int32
+_LARGEST_FLOAT = 3.4e38  # of float32
+
+
+def _is_integer(value, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= _LARGEST
 
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_types(config: ReformerConfig) -> None:
+def _problems_of_fields(config: ReformerConfig) -> Iterator[str]:
+    """Yields a sentence for each field whose value is wrong by itself."""
+    yield from _problems_of_types(config)
+    yield from _problems_of_choices(config)
+    yield from _problems_of_tuples(config)
+
+
+def _problems_of_types(config: ReformerConfig) -> Iterator[str]:
     for name in _POSITIVE + _NOT_NEGATIVE + _CHUNKS:
         value, lowest = getattr(config, name), 0 if name in _NOT_NEGATIVE else 1
-        if not (value is None and name in _CHUNKS) and (not _is_int(value) or value < lowest):
-            raise ValueError(f"{name}={value!r} must be an integer of at least {lowest}.")
+        if not (value is None and name in _CHUNKS) and not _is_integer(value, lowest):
+            is_large = isinstance(value, int) and value > _LARGEST
+            rule = "at most 2147483647" if is_large else f"an integer of at least {lowest}"
+            yield f"{name}={value!r} must be {rule}."
     for name in _BOOLEANS:
         if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name}={getattr(config, name)!r} must be True or False.")
+            yield f"{name}={getattr(config, name)!r} must be True or False."
     for name in _RATES:
         value = getattr(config, name)
-        if not (value is None and name != "dropout_rate") and (not _is_number(value) or not 0 <= value < 1):
-            raise ValueError(f"{name}={value!r} must be a number of at least 0 and below 1.")
+        if not (value is None and name != "dropout_rate") and not (_is_number(value) and 0 <= value < 1):
+            yield f"{name}={value!r} must be a number of at least 0 and below 1."
     for name in _SCALES:
         value = getattr(config, name)
-        if not _is_number(value) or value <= 0:
-            raise ValueError(f"{name}={value!r} must be a positive number.")
+        if not (_is_number(value) and 0 < value < _LARGEST_FLOAT):
+            yield f"{name}={value!r} must be a positive number that float32 holds."
 
 
-def _check_choices(config: ReformerConfig) -> None:
+def _problems_of_choices(config: ReformerConfig) -> Iterator[str]:
     choices = {
         "position_embedding": POSITION_EMBEDDINGS,
         "activation": ACTIVATIONS,
@@ -170,72 +185,70 @@ def _check_choices(config: ReformerConfig) -> None:
         "param_dtype": DTYPES,
     }
     for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name}={getattr(config, name)!r} must be one of {', '.join(allowed)}.")
-    pattern = config.attention_pattern
+        value = getattr(config, name)
+        if not isinstance(value, str) or value not in allowed:
+            yield f"{name}={value!r} must be one of {', '.join(allowed)}."
+
+
+def _problems_of_tuples(config: ReformerConfig) -> Iterator[str]:
+    pattern, num_buckets = config.attention_pattern, config.num_buckets
     if not isinstance(pattern, tuple) or not pattern or any(kind not in ATTENTION_KINDS for kind in pattern):
-        raise ValueError(
+        yield (
             f"attention_pattern={pattern!r} must be a tuple of {', '.join(map(repr, ATTENTION_KINDS))}. "
             "On the command line quote each name: --config.model.attention_pattern=\"('local','lsh')\"."
         )
+    for name in ("axial_shape", "axial_dims"):
+        value = getattr(config, name)
+        if value is not None and not (
+            isinstance(value, tuple) and value and all(_is_integer(size, 1) for size in value)
+        ):
+            yield f"{name}={value!r} must be None or a tuple of positive integers."
+    factors = num_buckets if isinstance(num_buckets, tuple) else (num_buckets,)
+    if num_buckets is not None and not (factors and all(_is_integer(f, 2) and f % 2 == 0 for f in factors)):
+        yield (
+            f"num_buckets={num_buckets!r} must be None, an even positive integer, or a tuple of them "
+            "(the factors of the number of buckets)."
+        )
 
 
-def _check_sizes(config: ReformerConfig) -> None:
+def _problems_of_combinations(config: ReformerConfig) -> Iterator[str]:
+    """Yields a sentence for each set of fields, right by themselves, that do not fit together."""
     period = len(config.attention_pattern)
     if config.num_layers % period:
-        raise ValueError(
+        yield (
             f"num_layers={config.num_layers} is not a multiple of the {period} layers of "
             f"attention_pattern={config.attention_pattern!r}. Change one of the two."
         )
     if config.semantics == "huggingface" and (config.lsh_within_bucket or config.lsh_correct_duplicates):
-        raise ValueError(
+        yield (
             "lsh_within_bucket and lsh_correct_duplicates do not exist under semantics='huggingface'. "
             "Set them to False or use semantics='reformer'."
         )
     if config.attention_implementation == "pallas" and (
         config.semantics == "huggingface" or config.lsh_correct_duplicates
     ):
-        raise ValueError(
+        yield (
             "attention_implementation='pallas' has neither semantics='huggingface' nor lsh_correct_duplicates. "
             "Use attention_implementation='plain'."
         )
+    yield from _problems_of_positions(config)
+    factors = config.num_buckets if isinstance(config.num_buckets, tuple) else (config.num_buckets or 1,)
+    if math.prod(factors) >= _LARGEST:
+        yield f"num_buckets={config.num_buckets!r} multiply to {math.prod(factors)}; keep them below 2**31 - 1."
 
 
-def _check_positions(config: ReformerConfig) -> None:
+def _problems_of_positions(config: ReformerConfig) -> Iterator[str]:
     if config.position_embedding == "sinusoidal" and config.embed_dim % 2:
-        raise ValueError(f"embed_dim={config.embed_dim} must be even for position_embedding='sinusoidal'.")
+        yield f"embed_dim={config.embed_dim} must be even for position_embedding='sinusoidal'."
     if config.position_embedding != "axial":
         return
-    for name in ("axial_shape", "axial_dims"):
-        value = getattr(config, name)
-        if value is not None and not (
-            isinstance(value, tuple) and value and all(_is_int(size) and size > 0 for size in value)
-        ):
-            raise ValueError(f"{name}={value!r} must be None or a tuple of positive integers.")
     shape, dims = config.resolved_axial_shape, config.resolved_axial_dims
     if len(shape) != len(dims):
-        raise ValueError(f"axial_shape={shape} and axial_dims={dims} must have the same number of axes.")
+        yield f"axial_shape={shape} and axial_dims={dims} must have the same number of axes."
     if math.prod(shape) < config.max_length:
-        raise ValueError(
+        yield (
             f"axial_shape={shape} holds {math.prod(shape)} positions, fewer than max_length={config.max_length}. "
             "Enlarge axial_shape or lower max_length."
         )
     if sum(dims) != config.embed_dim or min(dims) < 1:
-        raise ValueError(
-            f"axial_dims={dims} sum to {sum(dims)}, which must equal embed_dim={config.embed_dim}, each at least 1."
-        )
-
-
-def _check_buckets(config: ReformerConfig) -> None:
-    if config.num_buckets is None:
-        return
-    factors = config.num_buckets if isinstance(config.num_buckets, tuple) else (config.num_buckets,)
-    if not factors or not all(_is_int(factor) and factor > 0 and factor % 2 == 0 for factor in factors):
-        raise ValueError(
-            f"num_buckets={config.num_buckets!r} must be None, an even positive integer, or a tuple of them "
-            "(the factors of the number of buckets)."
-        )
-    if math.prod(factors) >= 2**31 - 1:
-        raise ValueError(
-            f"num_buckets={config.num_buckets!r} multiply to {math.prod(factors)}; keep them below 2**31 - 1."
-        )
+        yield f"axial_dims={dims} sum to {sum(dims)}, which must equal embed_dim={config.embed_dim}, each at least 1."

@@ -121,9 +121,7 @@ class ReformerLM(nn.Module):
           ValueError: as in `__call__`.
         """
         streams, _ = self._run(tokens, mask, rotations, deterministic=True)
-        weights = _weights(weights, mask, streams)
-        logits, chunk_length = partial(_logits, self.config), self.config.loss_chunk_length
-        return chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
+        return self.score_streams(streams, targets, weights=weights, mask=mask)
 
     def observe(
         self,
@@ -138,7 +136,7 @@ class ReformerLM(nn.Module):
         Args:
           tokens: as in `__call__`.
           look: called with the number of the layer within `attention_pattern`, its projections, plan and context;
-            what it returns, a pytree of arrays, is collected.
+            what it returns, a pytree of arrays, is collected. The order of an LSH layer's context holds the buckets.
           mask: as in `__call__`.
           rotations: as in `__call__`.
 
@@ -158,6 +156,19 @@ class ReformerLM(nn.Module):
 
         streams, _ = self._run(tokens, mask, rotations, deterministic=True, run_stack=run)
         return streams, tuple(seen)
+
+    def score_streams(
+        self,
+        streams: Streams,
+        targets: Int[Array, "batch length"],
+        *,
+        weights: Float[Array, "batch length"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """What `score` returns, from the streams after the last layer."""
+        weights = _weights(weights, mask, streams)
+        logits, chunk_length = partial(_logits, self.config), self.config.loss_chunk_length
+        return chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
 
     def logits(self, streams: Streams) -> Float[Array, "batch length vocab"]:
         """The logits, in at least float32, of the streams after the last layer."""

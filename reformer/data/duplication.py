@@ -65,6 +65,11 @@ class DuplicationData:
         return {"guessing": math.log2(self.num_symbols)}
 
 
+def check_length(length: int) -> None:
+    """Raises a ValueError if no word has this length."""
+    word_length(length)
+
+
 def load(config: Any, length: int) -> DuplicationData:
     """The task that the `data` group describes.
 
@@ -75,7 +80,7 @@ def load(config: Any, length: int) -> DuplicationData:
     Raises:
         ValueError: there are no symbols, or no word has this length.
     """
-    word_length(length)
+    check_length(length)
     if config.num_symbols < 2:
         raise ValueError(f"data.num_symbols={config.num_symbols} must be at least 2.")
     return DuplicationData(config.num_symbols)

@@ -108,6 +108,11 @@ def vocab_size(config: Any) -> int:
     return VOCAB_SIZE
 
 
+def check_length(length: int) -> None:
+    """Raises a ValueError if no image has this length."""
+    side_of(length)
+
+
 def load(config: Any, length: int) -> ImageData:
     """Reads the images that the `data` group of the configuration names.
 

@@ -33,6 +33,11 @@ def vocab_size(config: Any) -> int:
     return _module(config.name).vocab_size(config)
 
 
+def check_length(config: Any, length: int) -> None:
+    """Raises a ValueError if no example of such data can have `length` tokens; reads nothing."""
+    _module(config.name).check_length(length)
+
+
 def _module(name: str):
     if name not in MODULES:
         raise ValueError(f"data.name={name!r} must be one of {', '.join(MODULES)}.")

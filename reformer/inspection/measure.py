@@ -143,6 +143,8 @@ def _observe(config: ReformerConfig, variables, tokens, rotations: list[Array]) 
 
     def look(i, arrays: Arrays, plan: Plan, context: Context):
         del i, plan
+        if context.order is not None and not config.lsh_within_bucket:
+            context = context._replace(order=context.order._replace(buckets=None))  # they would be a rule
         return jax.tree.map(lambda x: x[0], (arrays._replace(value=None), context))
 
     @jax.jit

@@ -43,11 +43,14 @@ class AttentionResidual:
         return added, attention_context.order
 
     def apply_and_observe(self, observe: Callable[[Arrays, Plan, Context], Any], params, x, onto, fixed: Fixed):
-        """`apply`, and what `observe` makes of the projections, the plan and the context of the attention."""
+        """`apply`, and what `observe` makes of the projections, the plan and the context of the attention.
+
+        The order of the context holds the buckets, even where attention itself has no use for them.
+        """
         projected = self._project_all(params, x)
-        plan, attention_context = self._prepare(projected, fixed, None)
-        added = self._attend_and_combine(params, onto, projected, plan, attention_context, fixed)
-        return added, observe(projected, plan, attention_context)
+        plan, seen = self._prepare(projected, fixed, None, keep_buckets=True)
+        added = self._attend_and_combine(params, onto, projected, plan, self._without_spare_buckets(seen), fixed)
+        return added, observe(projected, plan, seen)
 
     def undo(self, params, x, onto, context, fixed: Fixed, order: Order | None, cotangent, onto_cotangent):
         """As `reversible.Residual` has it."""
@@ -92,11 +95,20 @@ class AttentionResidual:
     def _project_all(self, params, x) -> Arrays:
         return store(map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2))
 
-    def _prepare(self, projected: Arrays, fixed: Fixed, order: Order | None) -> tuple[Plan, Context]:
+    def _without_spare_buckets(self, context: Context) -> Context:
+        """Buckets in a context are the rule that tokens of different ones do not meet."""
+        if context.order is None or self.config.lsh_within_bucket:
+            return context
+        return context._replace(order=context.order._replace(buckets=None))
+
+    def _prepare(
+        self, projected: Arrays, fixed: Fixed, order: Order | None, keep_buckets: bool = False
+    ) -> tuple[Plan, Context]:
         batch, num_heads, length, _ = projected.query.shape
         plan = plan_attention(self.config, self.kind, length, fixed.seed is not None)
         if order is None and self.kind == "lsh" and not plan.is_full:
-            order = store(_sort(self.config, projected.query, fixed))
+            keep_buckets |= self.config.lsh_within_bucket
+            order = store(_sort(self.config, projected.query, fixed, keep_buckets))
         seeds = None
         if plan.rule.dropout_rate:
             seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
@@ -139,12 +151,12 @@ def _specs():
     return batch, batch_heads, sharding.spec("act_heads"), Context(batch, batch_heads, batch_heads)
 
 
-def _sort(config: ReformerConfig, query_key, fixed: Fixed) -> Order:
+def _sort(config: ReformerConfig, query_key, fixed: Fixed, keep_buckets: bool) -> Order:
     """Hashes and sorts, every head and example on its own device."""
     factors = num_buckets(query_key.shape[2], config)
 
     def sort(query_key, rotations, mask):
-        return ops.sort_by_hash(query_key, rotations, factors, mask, keep_buckets=config.lsh_within_bucket)
+        return ops.sort_by_hash(query_key, rotations, factors, mask, keep_buckets=keep_buckets)
 
     batch, batch_heads, heads, _ = _specs()
     run = sharding.shard_map(sort, (batch_heads, heads, batch), batch_heads)

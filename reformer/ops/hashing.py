@@ -81,6 +81,13 @@ def hash_vectors(
     return buckets
 
 
+def count_buckets(buckets: Int[Array, "*rows l"], num_buckets: int) -> Int[Array, "*rows buckets"]:
+    """Returns how many tokens fell into each of the buckets; those of padding, with larger ids, are left out."""
+    rows = buckets.reshape(-1, buckets.shape[-1])
+    counts = jax.vmap(lambda row: jnp.zeros(num_buckets, jnp.int32).at[row].add(1, mode="drop"))(rows)
+    return counts.reshape(*buckets.shape[:-1], num_buckets)
+
+
 def _combine(projected, factors: tuple[int, ...]):
     """Turns projections [batch, heads, rounds, columns, length] into buckets without the columns axis."""
     bucket, stride, column = 0, 1, 0

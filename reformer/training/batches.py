@@ -42,6 +42,15 @@ def evaluation_batches(
     )
 
 
+def training_shapes(config: ConfigDict, data: Source, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes, dtypes and shardings of a global training batch."""
+    place, rows = sharding.batch_sharding(mesh), next(training_batches(config, data, mesh))
+    return {
+        name: jax.ShapeDtypeStruct((config.training.batch_size, *part.shape[1:]), part.dtype, sharding=place)
+        for name, part in rows.items()
+    }
+
+
 def to_mesh(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """Returns the global batch, of which this process holds the rows `batch`."""
     place, (_, count) = sharding.batch_sharding(mesh), sharding.batch_part(mesh)

@@ -1,19 +1,27 @@
-"""Checkpoints of a run: the state, the position in the data and the config, written by Orbax."""
+"""Checkpoints of a run: the state, the position in the data and the config, written by Orbax and verified by us."""
 
+import contextlib
 import functools
+import shutil
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.training import settings
+from reformer.training import agreement, damage, disk, faults, manifest, settings
 from reformer.training.state import TrainState, abstract, init_params
 
+NAME = "checkpoints"
 METRIC = "bits"
+# Orbax moves what it no longer keeps here, which a kill cannot leave half-done; we delete it.
+_BIN = "deleted"
 
 
 def _metric(metrics: dict[str, float]) -> float:
@@ -28,20 +36,37 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`: the latest few and the one with the lowest loss."""
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Says no: `stopping` asks, and an older step from Orbax's own thread would make JAX choose a passed one."""
+        del step
+        return False
 
-    def __init__(self, workdir: Path, keep_latest: int = 1, read_only: bool = False):
-        """Opens the directory and, unless `read_only`, removes what an interrupted save left there.
+
+class Checkpoints:
+    """The checkpoints in `workdir/checkpoints`: the latest few, the one with the lowest loss, and every n-th step."""
+
+    def __init__(
+        self, workdir: Path, keep_latest: int = 1, keep_every_steps: int | None = None, read_only: bool = False
+    ):
+        """Opens the directory; unless `read_only`, removes what a kill left there and sets damaged checkpoints aside.
 
         Raises:
           ValueError: If `read_only` and there is no such directory.
+          OSError: If there are checkpoints and none is intact.
         """
-        self.directory = workdir.absolute() / "checkpoints"
+        self.directory = workdir.absolute() / NAME
         if read_only and not self.directory.is_dir():
             raise ValueError(f"workdir={workdir} has no checkpoints. Train first, until the first one is saved.")
+        self._verified: set[int] = set()
+        if not read_only:
+            damage.silence_echoes()
+            intact = agreement.on_process_0(self._repair)
+            self._verified.update([] if intact is None else [intact])
         managers = ocp.checkpoint_managers
         preserve = [managers.LatestN(keep_latest), managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
+        if keep_every_steps is not None:
+            preserve.append(managers.EveryNSteps(keep_every_steps))
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=managers.FixedIntervalPolicy(1),
             preservation_policy=managers.AnyPreservationPolicy(preserve),
@@ -49,23 +74,49 @@ class Checkpoints:
             best_mode="min",
             cleanup_tmp_directories=not read_only,
             create=not read_only,
-            # A reader waits for no other process.
+            # A reader looks into nothing that it has not verified, and waits for no other process.
+            lightweight_initialize=read_only,
             multiprocessing_options=_alone() if read_only else ocp.options.MultiprocessingOptions(),
+            temporary_path_class=manifest.ManifestedPath,
+            todelete_subdir=_BIN,
         )
-        self._manager = ocp.CheckpointManager(epath.Path(self.directory), options=options)
+        self._manager = _Manager(epath.Path(self.directory), options=options)
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         """Waits until what was saved is complete."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        except OSError as error:
+            if kind is None:
+                raise
+            print(f"error: {error}", file=sys.stderr)  # beside the error that is on its way
+        finally:
+            with contextlib.suppress(Exception):  # it repeats what `wait` has raised
+                self._manager.close()
 
     def wait(self) -> None:
-        """Waits until what was saved is complete."""
-        self._manager.wait_until_finished()
+        """Waits until what was saved is complete.
+
+        Raises:
+          OSError: If it could not be saved.
+        """
+        with damage.explained_save(self.directory):
+            self._manager.wait_until_finished()
+        self._empty_bin()
+
+    def _repair(self) -> int | None:
+        damage.put_back(self.directory, self.directory / _BIN)
+        self._empty_bin()
+        return damage.set_aside(self.directory)
+
+    def _empty_bin(self) -> None:
+        if jax.process_index() == 0 and (self.directory / _BIN).exists():
+            faults.passes("save_delete")
+            shutil.rmtree(self.directory / _BIN, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:
@@ -75,16 +126,49 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """Step of the latest checkpoint, None if there is none."""
-        return self._manager.latest_step()
+        return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest loss, the latest if none was evaluated."""
-        evaluated = [step for step in self.steps if METRIC in (self._manager.metrics(step) or {})]
-        return self._manager.best_step() if evaluated else self.latest
+        return next((step for step in self.from_best() if not self.problem(step, ["metrics"])), None)
+
+    def from_best(self) -> list[int]:
+        """Returns the steps from the lowest loss to the highest, then those without, the latest first.
+
+        Those whose loss is damaged come before all others: each may be the best.
+        """
+        return sorted(self.steps, key=lambda step: (self._rank(step), -step))
+
+    def _rank(self, step: int) -> float:
+        return -float("inf") if self.problem(step, ["metrics"]) else _metric(self.metrics(step))
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Returns {METRIC: validation loss} of a checkpoint, or nothing if that was not measured."""
+        return self._manager.metrics(step) or {}
+
+    def problem(self, step: int, items: list[str] | None = None) -> str | None:
+        """Returns what is wrong with a checkpoint, None if it is intact; `items` as in `manifest.problem`."""
+        if step in self._verified:
+            return None
+        found = manifest.problem(self.directory / str(step), items)
+        if found is None and items is None:
+            self._verified.add(step)
+        return found
 
     def save(self, state: TrainState, data_state: dict, meta: dict, bits: float | None) -> None:
-        """Starts to write a checkpoint, which appears whole or not at all; `bits` is its validation loss, finite."""
+        """Starts to write a checkpoint, which appears whole or not at all; replaces one of the same step.
+
+        Args:
+          state: Of all processes.
+          data_state: Position in the data.
+          meta: What else to keep, with the number of the step as `step`.
+          bits: Validation loss, finite; None if it was not measured.
+
+        Raises:
+          OSError: If this or the save before could not be done.
+        """
+        self.wait()
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(state.optimizer),
@@ -92,11 +176,15 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta),
         )
         metrics = {} if bits is None else {METRIC: bits}
-        self._manager.save(meta["step"], args=items, metrics=metrics)
+        faults.passes("save")
+        with damage.explained_save(self.directory):
+            if meta["step"] in self.steps:
+                self._manager.delete(meta["step"])
+            self._manager.save(meta["step"], args=items, metrics=metrics)
 
     def meta(self, step: int) -> dict:
         """Returns what `save` was given as `meta`."""
-        return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        return self._restore(step, ["meta"], meta=ocp.args.JsonRestore())["meta"]
 
     def restore(self, step: int, target: TrainState) -> tuple[TrainState, dict]:
         """Returns the state and the position in the data.
@@ -107,6 +195,7 @@ class Checkpoints:
         """
         items = self._restore(
             step,
+            None,
             params=ocp.args.StandardRestore(target.params),
             optimizer=ocp.args.StandardRestore(target.optimizer),
             data=ocp.args.JsonRestore(),
@@ -116,35 +205,74 @@ class Checkpoints:
 
     def restore_params(self, step: int, target: Any) -> Any:
         """Returns the parameters alone."""
-        return self._restore(step, params=ocp.args.StandardRestore(target))["params"]
+        return self._restore(step, None, params=ocp.args.StandardRestore(target))["params"]
 
-    def _restore(self, step: int, **items: Any) -> Any:
+    def _restore(self, step: int, verified_items: list[str] | None, **items: Any) -> Any:
+        problem = self.problem(step, verified_items)
+        if problem:
+            raise OSError(damage.sentence(self.directory / str(step), problem))
+        faults.passes("restore")
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises a bare Exception for a damaged array
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise OSError(
                 f"checkpoint {self.directory / str(step)} cannot be read as {', '.join(items)}: {reason}. "
-                "It is damaged or not a checkpoint of this program."
+                "It is not a checkpoint of this model."
             ) from error
+        faults.passes("restore")
+        return restored
+
+
+def open_to_write(workdir: Path, group: ConfigDict, target: TrainState) -> Checkpoints:
+    """Returns the checkpoints of a run that writes some.
+
+    Args:
+      workdir: Exists.
+      group: The `checkpoint` group of the config.
+      target: Shapes and dtypes of the state.
+
+    Raises:
+      OSError: If there is no room for them, or if there are some and none is intact.
+    """
+
+    def check() -> None:
+        # The latest, the best, and the one that is being written, less those that are there already.
+        num_more = group.keep_latest + 2 - len(damage.steps_in(workdir / NAME))
+        disk.check_space(workdir, (target.params, target.optimizer), max(num_more, 1))
+
+    agreement.on_process_0(check)
+    return Checkpoints(workdir, group.keep_latest, group.keep_every_steps)
 
 
 def choose(checkpoints: Checkpoints, wanted: int | str) -> int:
-    """Returns the step of the checkpoint `wanted`: 'best', 'latest' or a step.
+    """Returns the step of the intact checkpoint `wanted`: 'best', 'latest' or a step.
+
+    In place of a damaged best or latest one comes the next in that order; each damaged one is named on stderr.
 
     Raises:
       ValueError: If there is no such checkpoint.
+      OSError: If it is damaged, and for 'best' and 'latest' all others are as well.
     """
     steps = checkpoints.steps
     if not steps:
         raise ValueError(f"{checkpoints.directory} holds no checkpoint. Train first, until the first one is saved.")
-    if wanted == "latest":
-        return steps[-1]
-    if wanted == "best":
-        return checkpoints.best or steps[-1]
-    if str(wanted) not in map(str, steps):
-        raise ValueError(f"checkpoint={wanted!r} does not exist. Choose best, latest or one of {steps}.")
-    return int(wanted)
+    if wanted not in ("best", "latest"):
+        if str(wanted) not in map(str, steps):
+            raise ValueError(f"checkpoint={wanted!r} does not exist. Choose best, latest or one of {steps}.")
+        return _first_intact(checkpoints, [int(wanted)])
+    return _first_intact(checkpoints, checkpoints.from_best() if wanted == "best" else reversed(steps))
+
+
+def _first_intact(checkpoints: Checkpoints, steps: Iterable[int]) -> int:
+    problems: dict[int, str] = {}
+    for step in steps:
+        problem = checkpoints.problem(step)
+        if problem is None:
+            damage.report(checkpoints.directory, problems, f"using checkpoint {step}")
+            return step
+        problems[step] = problem
+    raise OSError(damage.none_is_intact(checkpoints.directory, problems))
 
 
 def load(
@@ -162,6 +290,7 @@ def load(
 
     Raises:
       ValueError: If the directory is not the workdir of a run, or has no such checkpoint.
+      OSError: If the checkpoint is damaged; 'best' and 'latest' fall back to the next one that is not.
     """
     workdir = Path(workdir)
     config = settings.model_config(settings.read(workdir))

@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import difflib
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,18 +67,30 @@ def load_config(path_and_preset: str) -> ConfigDict:
       path_and_preset: `path/to/file.py` or `path/to/file.py:preset`.
 
     Raises:
-      ValueError: If there is no such file or preset.
+      ValueError: If there is no such file or preset, or the file does not work.
     """
     path, _, preset = path_and_preset.partition(":")
     if not Path(path).is_file():
         raise ValueError(f"--config={path_and_preset}: there is no file {path}. Try configs/stdlib.py.")
-    get_config = runpy.run_path(path).get("get_config")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        config = None if get_config is None else get_config(preset)
+    except Exception as error:  # the file may hold anything
+        message = " ".join(str(error).split())
+        raise ValueError(f"--config={path_and_preset}: {message}{_where(error, path)}") from error
     if get_config is None:
         raise ValueError(f"--config={path}: this file has no function get_config(preset). See configs/stdlib.py.")
-    try:
-        return get_config(preset)
-    except ValueError as error:
-        raise ValueError(f"--config={path_and_preset}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"--config={path}: get_config({preset!r}) returned {config!r}, not a ConfigDict.")
+    return config
+
+
+def _where(error: Exception, path: str) -> str:
+    """Returns the kind of an error and the line of the config file that it comes from; '' for our own ValueErrors."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, ValueError) or not lines:
+        return ""
+    return f" ({type(error).__name__} in line {lines[-1]}). configs/base.py lists the fields and their types."
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -89,27 +101,38 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
       arguments: `--config.group.field=value`, as many as needed.
 
     Raises:
-      ValueError: If an argument is not of this form, names no field or has a value of another type.
+      ValueError: If arguments are not of this form, name no field or have a value of another type; one line for each.
     """
-    for argument in arguments:
-        _check_field(config, argument)
-    argv = ["", *arguments]
-    flag_values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
-        unknown = flag_values(argv)[1:]
-    except (flags.Error, ValueError, TypeError) as error:
-        raise ValueError(f"{' '.join(str(error).split())}. See configs/base.py.") from error
+    problems = [problem for argument in arguments if (problem := _problem_of(config, argument))]
+    if problems:
+        raise ValueError("\n".join(problems))
+    unknown = _set_fields(config, arguments)
     if unknown:
         raise ValueError(f"unknown arguments: {' '.join(unknown)}. Overrides look like --config.model.num_hashes=4.")
     return config
 
 
-def _check_field(config: ConfigDict, argument: str) -> None:
+def _problem_of(config: ConfigDict, argument: str) -> str:
+    """Returns what is wrong with one argument, '' if nothing is."""
     match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
     fields = settings.flatten(config)
-    if match is None or match.group(1) in fields:
-        return
-    closest = difflib.get_close_matches(match.group(1), fields, 1, cutoff=0.8)
-    repair = f"Did you mean --config.{closest[0]}?" if closest else "configs/base.py lists the fields."
-    raise ValueError(f"{argument}: there is no field config.{match.group(1)}. {repair}")
+    if match and (name := match.group(1)) not in fields:
+        return f"{argument}: there is no field config.{name}. {settings.closest_field(name, fields)}"
+    if "=" not in argument:  # its value, if it has one, is the next argument
+        return ""
+    try:
+        _set_fields(config, [argument])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _set_fields(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+    """Sets fields of `config` in place; returns the arguments that set nothing."""
+    argv = ["", *arguments]
+    flag_values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
+        return flag_values(argv)[1:]
+    except (flags.Error, ValueError, TypeError) as error:
+        raise ValueError(f"{' '.join(str(error).split())}. See configs/base.py.") from error

@@ -17,7 +17,7 @@ from reformer.config import ReformerConfig
 from reformer.data.load import load
 from reformer.data.source import Source
 from reformer.model import ReformerLM
-from reformer.training import batches, checkpoint, settings, step
+from reformer.training import batches, checkpoint, occupancy, settings, step
 
 # What may differ from training when a checkpoint is evaluated; within `model`, what leaves the parameters as they are.
 GROUPS = ("model", "data", "evaluation", "sharding")
@@ -53,33 +53,55 @@ class Evaluator:
       mesh: Where the parameters lie.
       batches: Of this process.
       evaluation_step: Compiled `step.evaluation_step`.
+      on_batch: Called after each batch, as a sign of life.
     """
 
     mesh: jax.sharding.Mesh
     batches: Sequence[dict[str, np.ndarray]]
-    evaluation_step: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    evaluation_step: Callable[..., Any]
+    on_batch: Callable[[], None] = lambda: None
 
     def measure(self, params: Any, hash_seed: int) -> Scores:
         """Returns the means over all examples, with the same rotations for each."""
+        return self.measure_with_buckets(params, hash_seed)[0]
+
+    def measure_with_buckets(self, params: Any, hash_seed: int) -> tuple[Scores, dict[int, occupancy.Occupancy]]:
+        """Returns the means over all examples, and how full the buckets of the LSH layers are, by depth."""
         return self._mean(self.batches, params, hash_seed)
 
     def probe(self, params: Any, hash_seed: int) -> Scores:
         """Returns the means over the first batch alone: enough to see that the loss is finite."""
-        return self._mean([self.batches[0]], params, hash_seed)
+        return self._mean([self.batches[0]], params, hash_seed)[0]
 
-    def _mean(self, some: Iterable[dict[str, np.ndarray]], params: Any, hash_seed: int) -> Scores:
-        sums = np.zeros(3)
-        previous: Sequence[jax.Array | float] = (0.0, 0.0, 0.0)
+    def _mean(
+        self, some: Iterable[dict[str, np.ndarray]], params: Any, hash_seed: int
+    ) -> tuple[Scores, dict[int, occupancy.Occupancy]]:
+        total = previous = None
         for batch in some:
             current = self.evaluation_step(params, batches.to_mesh(batch, self.mesh), hash_seed)
-            sums += [float(value) for value in previous]  # read while the current batch is computed
+            total = _add(total, previous)  # read while the current batch is computed
             previous = current
-        nats, right, weight = sums + [float(value) for value in previous]
-        return Scores(float(nats / weight / math.log(2)), float(right / weight), float(weight))
+            self.on_batch()
+        (nats, right, weight), buckets = _add(total, previous)
+        scores = Scores(float(nats / weight / math.log(2)), float(right / weight), float(weight))
+        return scores, occupancy.means(buckets)
+
+
+def _add(total: Any, results: Any) -> Any:
+    """Adds what the devices returned to sums in float64; None is nothing."""
+    if results is None:
+        return total
+    arrays = jax.tree.map(lambda x: np.asarray(x, np.float64), results)
+    return arrays if total is None else jax.tree.map(np.add, total, arrays)
 
 
 def make_evaluator(
-    config: ConfigDict, model_config: ReformerConfig, data: Source, split: str, mesh: jax.sharding.Mesh
+    config: ConfigDict,
+    model_config: ReformerConfig,
+    data: Source,
+    split: str,
+    mesh: jax.sharding.Mesh,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluator:
     """Returns an evaluator on a split of parameters that `model_config` fits."""
     evaluation_step = jax.jit(
@@ -88,7 +110,7 @@ def make_evaluator(
         out_shardings=jax.NamedSharding(mesh, jax.P()),
         compiler_options=compiler_options(),
     )
-    return Evaluator(mesh, batches.evaluation_batches(config, data, split, mesh), evaluation_step)
+    return Evaluator(mesh, batches.evaluation_batches(config, data, split, mesh), evaluation_step, on_batch)
 
 
 def measure_spread(evaluator: Evaluator, params: Any, bits: float, config: ConfigDict) -> dict[str, Any]:

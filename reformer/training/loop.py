@@ -1,8 +1,6 @@
 """Training: the only file in which the order of side effects matters."""
 
 import contextlib
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +8,36 @@ import jax
 from ml_collections import ConfigDict
 
 from reformer import sharding
-from reformer.config import ReformerConfig
 from reformer.data.load import load
-from reformer.data.source import Source
-from reformer.training import batches, evaluation, metrics, settings, state, workdir
+from reformer.training import (
+    batches,
+    checkpoint,
+    disk,
+    faults,
+    metrics,
+    profiling,
+    settings,
+    stopping,
+    summary,
+    workdir,
+)
 from reformer.training.checkpoint import Checkpoints
-from reformer.training.evaluation import Scores
-from reformer.training.programs import Programs, make_programs
+from reformer.training.guards import Guard, parameter_names
+from reformer.training.milestones import Milestones
+from reformer.training.programs import CompiledStep, Programs, compile_step, make_programs
 from reformer.training.progress import Progress
+from reformer.training.run import Machinery, Run
+from reformer.training.state import TrainState
+from reformer.training.watchdog import Watchdog
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """An experiment whose config, data, devices and workdir were checked."""
-
-    config: ConfigDict
-    model_config: ReformerConfig
-    data: Source
-    mesh: jax.sharding.Mesh
-    workdir: Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Machinery:
-    """What the steps of a run need beside its state."""
-
-    train_step: Callable[..., tuple[state.TrainState, dict[str, jax.Array]]]
-    evaluator: evaluation.Evaluator
-    batches: Any  # training batches of this process, with get_state and set_state
-    checkpoints: Checkpoints
-    journal: metrics.Journal
-    progress: Progress
-
-
-def prepare(config: ConfigDict, directory: str) -> Run:
+def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     """Checks everything that a user can get wrong, and writes nothing.
+
+    Args:
+      config: With every field of configs/base.py.
+      directory: The workdir.
+      profile_steps: FIRST:LAST, the steps to trace; '' = none.
 
     Raises:
       ValueError: If something is wrong; the message says what, and how to repair it.
@@ -57,7 +50,16 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     settings.check_sharding(config, mesh, is_trained=True)
     batches.training_batches(config, data, mesh)
     batches.evaluation_batches(config, data, "valid", mesh)
-    return Run(config, model_config, data, mesh, Path(directory))
+    finished_step = workdir.latest_step(Path(directory))
+    steps = profiling.parse_steps(profile_steps, config.training.num_steps, finished_step)
+    return Run(config, model_config, data, mesh, Path(directory), steps)
+
+
+def dry_run(run: Run) -> summary.Summary:
+    """Compiles the training step and returns what is known before the first one; nothing is allocated or written."""
+    with jax.set_mesh(run.mesh):
+        programs = make_programs(run.config, run.model_config, run.mesh)
+        return summary.summarize(run, programs.target, _compile(run, programs))
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -67,69 +69,36 @@ def train(run: Run) -> dict[str, Any]:
       The record of the final evaluation.
 
     Raises:
-      FloatingPointError: If a loss is not finite. No checkpoint of it is saved.
-      OSError: If the latest checkpoint is damaged, or the workdir cannot be written to.
+      FloatingPointError: If a loss or gradient is not finite, more often than may be skipped. No checkpoint of it is
+        saved.
+      OSError: If no checkpoint is intact, the workdir is in use or cannot be written to.
+      stopping.Stopped: If a signal asked for it; what was done is saved.
     """
-    workdir.write_config(run.workdir, run.config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(disk.explained(run.workdir))
+        stopper = stack.enter_context(stopping.Stopping())
+        stack.enter_context(workdir.claimed(run.workdir, run.config))
         stack.enter_context(jax.set_mesh(run.mesh))
-        checkpoints = stack.enter_context(Checkpoints(run.workdir, run.config.checkpoint.keep_latest))
+        watchdog = stack.enter_context(contextlib.closing(Watchdog(run.config.training.stall_seconds)))
         programs = make_programs(run.config, run.model_config, run.mesh)
+        checkpoints = stack.enter_context(checkpoint.open_to_write(run.workdir, run.config.checkpoint, programs.target))
         iterator = batches.training_batches(run.config, run.data, run.mesh)
         train_state = _start(checkpoints, programs, iterator)
         first_step = int(train_state.step)
         progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))
         journal = stack.enter_context(contextlib.closing(metrics.Journal(run.workdir, first_step)))
-        evaluator = evaluation.make_evaluator(run.config, run.model_config, run.data, "valid", run.mesh)
-        machinery = Machinery(programs.train_step, evaluator, iterator, checkpoints, journal, progress)
+        profiler = profiling.Profiler(run.profile_steps, run.workdir / "profile", progress.say)
+        stack.enter_context(contextlib.closing(profiler))
+        guard = Guard(run.data.unit, parameter_names(train_state.params), run.config.training.max_skipped_updates)
+        machinery = Machinery(iterator, checkpoints, journal, progress, profiler, guard, watchdog, stopper)
         progress.say(_introduction(run, train_state))
-        return _finish(run, machinery, *_run_steps(run, machinery, train_state))
+        stopper.check(first_step)
+        milestones = Milestones(run, machinery)
+        milestones.catch_up(train_state)
+        return milestones.finish(_run_steps(run, machinery, milestones, programs, train_state))
 
 
-def _run_steps(run: Run, machinery: Machinery, train_state: state.TrainState) -> tuple[state.TrainState, Scores | None]:
-    config, scores = run.config, None
-    tokens_per_step = config.training.batch_size * settings.window_length(config)
-    reader = metrics.StepReader(
-        machinery.journal, machinery.progress, run.data.unit, tokens_per_step, config.training.log_every_steps
-    )
-    for number in range(int(train_state.step) + 1, config.training.num_steps + 1):
-        batch = batches.to_mesh(next(machinery.batches), run.mesh)
-        train_state, step_metrics = machinery.train_step(train_state, batch)
-        reader.push(number, step_metrics)
-        is_evaluated = number == config.training.num_steps or number % config.evaluation.every_steps == 0
-        if is_evaluated or number % config.checkpoint.every_steps == 0:
-            reader.flush()
-            scores = _evaluate(run, machinery, train_state.params, number, is_evaluated)
-            meta = {"step": number, "data": run.data.fingerprint, "config": settings.as_json(config)}
-            bits = None if scores is None else scores.bits
-            machinery.checkpoints.save(train_state, machinery.batches.get_state(), meta, bits)
-    return train_state, scores
-
-
-def _evaluate(run: Run, machinery: Machinery, params: Any, number: int, whole: bool) -> Scores | None:
-    """Returns the scores if the whole split is read, else None; a loss that is not finite is an error."""
-    measure = machinery.evaluator.measure if whole else machinery.evaluator.probe
-    scores = measure(params, run.config.evaluation.hash_seed)
-    metrics.check_finite(number, {"validation loss": scores.bits})
-    if not whole:
-        return None
-    machinery.journal.write({"split": "valid", "step": number, **scores.record(run.data.unit)})
-    machinery.progress.say(f"step {number}: validation {scores.describe(run.data.unit)}")
-    return scores
-
-
-def _finish(run: Run, machinery: Machinery, train_state: state.TrainState, scores: Scores | None) -> dict[str, Any]:
-    config, unit = run.config.evaluation, run.data.unit
-    if scores is None:  # every step was done before
-        scores = machinery.evaluator.measure(train_state.params, config.hash_seed)
-    result = {"split": "valid", "step": int(train_state.step), **scores.record(unit), "hash_seed": config.hash_seed}
-    if run.model_config.num_lsh_layers:
-        result["hash_spread"] = evaluation.measure_spread(machinery.evaluator, train_state.params, scores.bits, config)
-    machinery.checkpoints.wait()
-    return result | {"best_step": machinery.checkpoints.best}
-
-
-def _start(checkpoints: Checkpoints, programs: Programs, iterator: Any) -> state.TrainState:
+def _start(checkpoints: Checkpoints, programs: Programs, iterator: Any) -> TrainState:
     """Returns the state to continue from, and moves `iterator` to its position."""
     if checkpoints.latest is None:
         return programs.init()
@@ -138,8 +107,46 @@ def _start(checkpoints: Checkpoints, programs: Programs, iterator: Any) -> state
     return train_state
 
 
-def _introduction(run: Run, train_state: state.TrainState) -> str:
+def _introduction(run: Run, train_state: TrainState) -> str:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(train_state.params))
     places = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     start = f"continuing after step {train_state.step}" if train_state.step else "starting"
     return f"{run.data.description}\n{num_params:,} parameters; {run.mesh.size} devices ({places}); {start}"
+
+
+def _run_steps(
+    run: Run, machinery: Machinery, milestones: Milestones, programs: Programs, train_state: TrainState
+) -> TrainState:
+    config, first = run.config.training, int(train_state.step) + 1
+    if first > config.num_steps:
+        return train_state
+    train_step = _compile_and_say(run, machinery, programs)
+    tokens_per_step = config.batch_size * settings.window_length(run.config)
+    reader = metrics.StepReader(
+        machinery.journal, machinery.progress, machinery.guard, tokens_per_step, config.log_every_steps
+    )
+    reader.start()
+    for number in range(first, config.num_steps + 1):
+        machinery.watchdog.begin(f"step {number} or the one before it")
+        machinery.profiler.before(number)
+        batch = batches.to_mesh(next(machinery.batches), run.mesh)
+        faults.passes("train")
+        train_state, step_metrics = train_step(train_state, batch)
+        machinery.profiler.after(number, step_metrics)
+        reader.push(number, step_metrics)
+        if milestones.is_reached(number):
+            reader.flush()
+            milestones.visit(train_state, number)
+    return train_state
+
+
+def _compile(run: Run, programs: Programs) -> CompiledStep:
+    return compile_step(programs, batches.training_shapes(run.config, run.data, run.mesh))
+
+
+def _compile_and_say(run: Run, machinery: Machinery, programs: Programs) -> jax.stages.Compiled:
+    machinery.watchdog.begin("the compilation", compiles=True)
+    machinery.progress.say("compiling the training step ...")
+    compiled = _compile(run, programs)
+    machinery.progress.say(summary.summarize(run, programs.target, compiled).text)
+    return compiled.call

@@ -10,10 +10,14 @@ from typing import Any
 
 import jax
 
-from reformer.training import distributed
+from reformer.training import distributed, memory
+from reformer.training.guards import Guard
 from reformer.training.progress import Progress
 
 Record = dict[str, Any]
+
+# What depends on the machine and its load. Everything else in a record is repeated exactly by a resumed run.
+MACHINE_DEPENDENT = ("tokens_per_second", "peak_memory_bytes")
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -35,7 +39,7 @@ class Journal:
         self._is_writer = distributed.is_writer()
         if not self._is_writer:
             return
-        from tensorboardX import SummaryWriter
+        from reformer.training.events import EventFile
 
         path = workdir / "metrics.jsonl"
         kept = [record for record in read_records(path) if record["step"] <= resumed_step]
@@ -43,17 +47,17 @@ class Journal:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=resumed_step + 1)
+        self._events = EventFile(workdir / "events", purge_step=resumed_step + 1)
 
     def write(self, record: Record) -> None:
-        """Appends a record with the keys `split`, `step` and numbers."""
+        """Appends a record with the keys `split`, `step` and others; TensorBoard gets the numbers among them."""
         if not self._is_writer:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
-            if name not in ("split", "step"):
-                self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+            if name not in ("split", "step") and isinstance(value, (int, float)):
+                self._events.add_scalar(f"{record['split']}/{name}", float(value), record["step"])
 
     def close(self) -> None:
         """Closes both."""
@@ -65,20 +69,25 @@ class Journal:
 class StepReader:
     """Reads the metrics of a step after the next one was dispatched, so that the devices never wait for the host."""
 
-    def __init__(self, journal: Journal, progress: Progress, unit: str, tokens_per_step: int, log_every_steps: int):
-        """Every step is shown and checked; every `log_every_steps`-th is written to the journal."""
-        self._journal, self._progress, self._unit = journal, progress, unit
+    def __init__(self, journal: Journal, progress: Progress, guard: Guard, tokens_per_step: int, log_every_steps: int):
+        """Every step is shown and checked by `guard`; every `log_every_steps`-th is written to the journal."""
+        self._journal, self._progress, self._guard = journal, progress, guard
         self._tokens_per_step = tokens_per_step
         self._log_every_steps = log_every_steps
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._began: float | None = None  # the first step, until it is read
         self._last_read: float | None = None
         self._seconds, self._steps = 0.0, 0
+
+    def start(self) -> None:
+        """Says that the first step begins: how long it takes is shown."""
+        self._began = time.monotonic()
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of `step`, which is still running, and reads those of the step before.
 
         Raises:
-          FloatingPointError: If those are not finite.
+          FloatingPointError: If those are not finite, and the update may not be skipped.
         """
         previous, self._pending = self._pending, (step, metrics)
         if previous is not None:
@@ -88,27 +97,37 @@ class StepReader:
         """Waits for the last step and reads it. The time until the next `push` does not count as training.
 
         Raises:
-          FloatingPointError: If its metrics are not finite.
+          FloatingPointError: As `push`.
         """
         if self._pending is not None:
             self._read(*self._pending)
         self._pending = self._last_read = None
 
     def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        check_finite(step, values)
+        values = {name: float(value) for name, value in metrics.items() if name != "finite_gradients"}
         self._count_time()
-        record = step_record(step, values, self._unit)
+        if reason := self._guard.check_step(step, values, metrics["finite_gradients"]):
+            self._skip(step, reason)
+            return
+        record = step_record(step, values, self._guard.unit)
         if self._steps:
             record["tokens_per_second"] = round(self._steps * self._tokens_per_step / self._seconds, 1)
         self._progress.update(record, self._seconds / max(self._steps, 1))
         if step % self._log_every_steps == 0:
-            self._journal.write(record)
+            self._journal.write(record | {"peak_memory_bytes": memory.peak_bytes()})
             self._seconds, self._steps = 0.0, 0
 
+    def _skip(self, step: int, reason: str) -> None:
+        count = self._guard.num_skipped
+        self._progress.say(f"step {step}: update skipped, {count} in a row. {reason}")
+        self._journal.write({"split": "skipped", "step": step, "updates_in_a_row": count, "reason": reason})
+
     def _count_time(self) -> None:
-        # The first step after a pause holds the compilation or an evaluation: it is not counted.
+        # The first step after a pause may wait for an evaluation: it is not counted.
         now = time.monotonic()
+        if self._began is not None:
+            self._progress.say(f"the first step took {now - self._began:.2f} s")
+            self._began = None
         if self._last_read is not None:
             self._steps += 1
             self._seconds += now - self._last_read
@@ -126,13 +145,3 @@ def step_record(step: int, values: dict[str, float], unit: str) -> Record:
     loss = values["nats"] / values["weight"]
     norms = {name: values[name] for name in ("learning_rate", "gradient_norm", "update_norm")}
     return {"split": "train", "step": step, "loss": loss, f"bits_per_{unit}": loss / math.log(2), **norms}
-
-
-def check_finite(step: int, values: dict[str, float]) -> None:
-    """Raises a FloatingPointError that names the step range unless all values are finite."""
-    broken = ", ".join(f"{name}={value}" for name, value in values.items() if not math.isfinite(value))
-    if broken:
-        raise FloatingPointError(
-            f"{broken} at step {step}: training broke down between steps {step - 1} and {step}. Earlier checkpoints "
-            "are intact. Lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm and run again."
-        )

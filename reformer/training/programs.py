@@ -1,7 +1,8 @@
 """The compiled functions of a run and where their arrays lie on the mesh."""
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -26,8 +27,27 @@ class Programs(NamedTuple):
     """
 
     init: Callable[[], TrainState]
-    train_step: Callable[[TrainState, step.Batch], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: jax.stages.Wrapped
     target: TrainState
+
+
+class CompiledStep(NamedTuple):
+    """A compiled `Programs.train_step`.
+
+    Attributes:
+      call: Takes and returns what `train_step` does.
+      seconds: That compiling took.
+    """
+
+    call: jax.stages.Compiled
+    seconds: float
+
+
+def compile_step(programs: Programs, batch: Mapping[str, jax.ShapeDtypeStruct]) -> CompiledStep:
+    """Compiles the training step for batches like `batch`."""
+    began = time.monotonic()
+    compiled = programs.train_step.lower(programs.target, batch).compile()
+    return CompiledStep(compiled, time.monotonic() - began)
 
 
 def make_programs(config: ConfigDict, model_config: ReformerConfig, mesh: jax.sharding.Mesh) -> Programs:
@@ -42,6 +62,7 @@ def make_programs(config: ConfigDict, model_config: ReformerConfig, mesh: jax.sh
         schedule=schedule,
         accumulation_steps=config.training.accumulation_steps,
         seed=config.seed,
+        can_skip=config.training.max_skipped_updates > 0,
     )
     target = state.abstract(init, mesh)
     state_places, everywhere = state.shardings_of(target), jax.NamedSharding(mesh, jax.P())

@@ -1,10 +1,10 @@
 """Checks an experiment's config and turns its `model` group into a `ReformerConfig`; stores and compares configs."""
 
 import dataclasses
+import difflib
 import json
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,22 +20,27 @@ Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from confi
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 3.4e38  # float32's largest
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_integer(value: Any, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value < 2**31
 
 
-# (rule, predicate, fields)
+def _is_one_of(names: Collection[str]) -> tuple[str, Callable[[Any], bool]]:
+    return f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
+
+
+# (rule, predicate, fields). The fields of `model` are checked by ReformerConfig; every other one stands here.
 FIELD_RULES = (
-    ("one of adafactor, adamw", lambda value: value in ("adafactor", "adamw"), ["optimizer.name"]),
-    (f"one of {', '.join(load.MODULES)}", lambda value: value in load.MODULES, ["data.name"]),
+    (*_is_one_of(("adafactor", "adamw")), ["optimizer.name"]),
+    (*_is_one_of(("rsqrt", "cosine", "constant")), ["optimizer.schedule"]),
+    (*_is_one_of(load.MODULES), ["data.name"]),
     ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
-    ("one of rsqrt, cosine, constant", lambda value: value in ("rsqrt", "cosine", "constant"), ["optimizer.schedule"]),
+    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir"]),
     (
-        "an integer of at least 1",
-        lambda value: _is_integer(value) and value >= 1,
+        "an integer of at least 1 and at most 2147483647",
+        lambda value: _is_integer(value, 1),
         [
             "training.num_steps",
             "training.batch_size",
@@ -47,38 +52,39 @@ FIELD_RULES = (
             "checkpoint.every_steps",
             "checkpoint.keep_latest",
             "optimizer.min_factored_dim",
-            "data.num_symbols",
         ],
     ),
+    ("an integer of at least 2 and at most 2147483647", lambda value: _is_integer(value, 2), ["data.num_symbols"]),
     (
         "an integer from 0 to 2147483647",
-        lambda value: _is_integer(value) and 0 <= value < 2**31,
-        ["seed", "evaluation.hash_seed", "optimizer.warmup_steps"],
+        lambda value: _is_integer(value, 0),
+        ["seed", "evaluation.hash_seed", "optimizer.warmup_steps", "training.max_skipped_updates"],
     ),
     (
-        "a positive number",
-        lambda value: _is_number(value) and 0 < value < math.inf,
+        "a positive integer, or -1 for the devices that remain",
+        lambda value: _is_integer(value, 1) or (_is_integer(value, -1) and value == -1),
+        ["sharding.data", "sharding.fsdp", "sharding.tensor"],
+    ),
+    (
+        "a positive number that float32 holds",
+        lambda value: _is_number(value) and value > 0,
         ["optimizer.learning_rate", "optimizer.epsilon", "optimizer.update_clip", "optimizer.factored_decay"],
     ),
     (
         "a number of at least 0 and below 1",
         lambda value: _is_number(value) and 0 <= value < 1,
-        ["optimizer.b1", "optimizer.b2", "optimizer.weight_decay"],
+        ["optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "data.test_fraction"],
     ),
+    ("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1, ["data.valid_fraction"]),
     (
-        "None or a positive number",
-        lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
-        ["optimizer.clip_norm"],
-    ),
-    (
-        "-1 or a positive integer",
-        lambda value: _is_integer(value) and (value == -1 or value > 0),
-        ["sharding.data", "sharding.fsdp", "sharding.tensor"],
+        "None or a positive number that float32 holds",
+        lambda value: value is None or (_is_number(value) and value > 0),
+        ["optimizer.clip_norm", "training.stall_seconds"],
     ),
     (
         "None or a positive integer",
-        lambda value: value is None or (_is_integer(value) and value > 0),
-        ["data.length", "evaluation.max_examples"],
+        lambda value: value is None or _is_integer(value, 1),
+        ["data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
     ),
 )
 
@@ -96,7 +102,7 @@ def model_config(config: Config) -> ReformerConfig:
     """Returns the `model` group as a `ReformerConfig`.
 
     Raises:
-      ValueError: If a field is unknown or a value is not allowed.
+      ValueError: If fields are unknown or values are not allowed; one line for each.
     """
     # JSON has lists where the dataclass has tuples.
     group: dict[str, Any] = {
@@ -108,7 +114,7 @@ def model_config(config: Config) -> ReformerConfig:
     try:
         return ReformerConfig(**group)
     except ValueError as error:
-        raise ValueError(f"config.model: {error}") from error
+        raise ValueError("\n".join(f"config.model: {problem}" for problem in str(error).splitlines())) from error
 
 
 def window_length(config: Config) -> int:
@@ -123,52 +129,102 @@ def with_trained_buckets(config: Config) -> ReformerConfig:
 
 
 def validate(config: ConfigDict) -> ReformerConfig:
-    """Checks every field, before any device work.
+    """Checks every field, and then how they fit together, before any device work.
 
     Returns:
       The `model` group as a `ReformerConfig`.
 
     Raises:
-      ValueError: If values are not allowed; one line for each.
+      ValueError: If fields are missing or unknown, or values are not allowed; one line for each.
     """
-    problems = list(_problems_of_fields(flatten(config)))
-    if not problems:
-        problems = list(_problems_of_combinations(config))
-    if problems:
+    flat = flatten(config)
+    problems = [*_problems_of_names(flat), *_problems_of_fields(flat), *_problems_of_model(flat)]
+    if problems := problems or list(_problems_of_combinations(config)):
         raise ValueError("\n".join(problems))
     return model_config(config)
+
+
+def _problems_of_names(flat: dict[str, Any]) -> Iterator[str]:
+    """Finds what a config file left out or misspelt; one that starts from configs/base.py cannot."""
+    known = {name for _, _, names in FIELD_RULES for name in names}
+    known |= {f"model.{name}" for name in ReformerConfig.__dataclass_fields__}
+    for name in sorted(flat.keys() - known):
+        yield f"config.{name}={flat[name]!r}: there is no such field. {closest_field(name, known)}"
+    for name in sorted(known - flat.keys()):
+        yield f"config.{name} is missing or no single value. Start from get_config() of configs/base.py."
+
+
+def closest_field(name: str, known: Iterable[str]) -> str:
+    """Returns a sentence that helps where there is no field `name`."""
+    closest = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+    return f"Did you mean --config.{closest[0]}?" if closest else "configs/base.py lists the fields."
 
 
 def _problems_of_fields(flat: dict[str, Any]) -> Iterator[str]:
     for rule, is_allowed, names in FIELD_RULES:
         for name in names:
-            if not is_allowed(flat[name]):
+            if name in flat and not is_allowed(flat[name]):
                 yield f"config.{name}={flat[name]!r} must be {rule}."
 
 
+def _problems_of_model(flat: dict[str, Any]) -> list[str]:
+    fields = {name: flat[f"model.{name}"] for name in ReformerConfig.__dataclass_fields__ if f"model.{name}" in flat}
+    try:
+        model_config({"model": fields})
+    except ValueError as error:
+        return str(error).splitlines()
+    return []
+
+
 def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
-    model, training = model_config(config), config.training
+    model, training, data = model_config(config), config.training, config.data
     if window_length(config) > model.max_length:
         yield (
-            f"config.data.length={config.data.length} exceeds config.model.max_length={model.max_length}. "
+            f"config.data.length={data.length} exceeds config.model.max_length={model.max_length}. "
             "Raise max_length or shorten the windows."
         )
     if not model.causal:
         yield (
             "config.model.causal=False would show the model what it predicts. Training and evaluation need causal=True."
         )
-    if model.vocab_size < load.vocab_size(config.data):
+    if "float64" in (model.dtype, model.param_dtype) and not jax.config.read("jax_enable_x64"):
+        yield "config.model.dtype or param_dtype='float64' needs the environment variable JAX_ENABLE_X64=1."
+    keep_every_steps, every_steps = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
+    if keep_every_steps and keep_every_steps % every_steps:
         yield (
-            f"config.model.vocab_size={model.vocab_size} is too small: config.data.name={config.data.name!r} and the "
-            f"reserved ids need {load.vocab_size(config.data)}. Raise vocab_size."
+            f"config.checkpoint.keep_every_steps={keep_every_steps} is not a multiple of "
+            f"config.checkpoint.every_steps={every_steps}: no checkpoint would be there to keep. Change one of the two."
         )
-    if config.data.name == "text" and not config.data.path:
-        yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
     if training.batch_size % training.accumulation_steps:
         yield (
             f"config.training.batch_size={training.batch_size} is not a multiple of "
             f"config.training.accumulation_steps={training.accumulation_steps}. Change one of the two."
         )
+    sharded = {name: config.sharding[name] for name in ("data", "fsdp", "tensor")}
+    if list(sharded.values()).count(-1) > 1:
+        sizes = ", ".join(f"config.sharding.{name}={size}" for name, size in sharded.items())
+        yield f"{sizes}: at most one may be -1, the devices that remain."
+    yield from _problems_of_data(config, model)
+
+
+def _problems_of_data(config: ConfigDict, model: ReformerConfig) -> Iterator[str]:
+    data = config.data
+    if model.vocab_size < load.vocab_size(data):
+        yield (
+            f"config.model.vocab_size={model.vocab_size} is too small: config.data.name={data.name!r} and the "
+            f"reserved ids need {load.vocab_size(data)}. Raise vocab_size."
+        )
+    if data.name == "text" and not data.path:
+        yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
+    if data.valid_fraction + data.test_fraction >= 1:
+        yield (
+            f"config.data.valid_fraction={data.valid_fraction} and config.data.test_fraction={data.test_fraction} "
+            "leave nothing to train on. Their sum must be below 1."
+        )
+    try:
+        load.check_length(data, window_length(config))
+    except ValueError as error:
+        yield f"config.data: {error}"
 
 
 def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool = False) -> None:
@@ -188,13 +244,12 @@ def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns {'group.field': (old value, new value)} for the fields that differ."""
+    """Returns {'group.field': (old value, new value)} for the fields that differ.
+
+    A field that `old` lacks is no difference: it is younger than the run whose config that is.
+    """
     old, new = flatten(as_json(old)), flatten(as_json(new))
-    return {
-        name: (old.get(name), new.get(name))
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    }
+    return {name: (value, new.get(name)) for name, value in sorted(old.items()) if value != new.get(name)}
 
 
 def describe(changes: dict[str, tuple[Any, Any]]) -> str:

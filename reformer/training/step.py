@@ -1,5 +1,6 @@
 """One update and one evaluation batch: pure functions of arrays."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reformer.model import ReformerLM
+from reformer.training import occupancy
 from reformer.training.state import TrainState, split_seed
 
 Batch = dict[str, jax.Array]  # 'tokens', 'targets' [batch, length]; 'weights', 'mask' where some targets do not count
@@ -28,6 +31,7 @@ def train_step(
     schedule: optax.Schedule,
     accumulation_steps: int,
     seed: int,
+    can_skip: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after one update and its metrics.
 
@@ -39,23 +43,32 @@ def train_step(
       schedule: Is only read here, to report the learning rate.
       accumulation_steps: Micro-batches that the gradient is summed over, one after the other.
       seed: Of the run; every key follows from it and `state.step`.
+      can_skip: An update with a number that is not finite changes nothing but the step; False saves the choice.
 
     Returns:
-      The new state and scalars: `nats` and `weight` are sums over the batch, before the update.
+      The new state; scalars, of which `nats` and `weight` are sums over the batch, before the update; and
+      `finite_gradients`, which says of every parameter, in the order of `jax.tree.leaves`, whether its gradient is.
     """
     rngs = step_rngs(seed, state.step)
     gradients, nats, weight = accumulate_gradients(model, state.params, batch, rngs, accumulation_steps)
     gradients = jax.tree.map(lambda gradient: gradient / weight.astype(gradient.dtype), gradients)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    # One number per parameter gives both the norm and where it breaks: the gradients are read once.
+    squares = jnp.stack([jnp.sum(jnp.square(gradient.astype(nats.dtype))) for gradient in jax.tree.leaves(gradients)])
     metrics = {
         "nats": nats,
         "weight": weight,
-        "gradient_norm": optax.tree.norm(gradients),
+        "gradient_norm": jnp.sqrt(jnp.sum(squares)),
         "update_norm": optax.tree.norm(updates),
         "learning_rate": schedule(state.step),
+        "finite_gradients": jnp.isfinite(squares),
     }
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(step=state.step + 1, params=params, optimizer=optimizer_state), metrics
+    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
+    if can_skip:
+        is_good = jnp.isfinite(nats) & jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["update_norm"])
+        old = TrainState(new.step, state.params, state.optimizer)
+        new = jax.tree.map(lambda after, before: jnp.where(is_good, after, before), new, old)
+    return new, metrics
 
 
 def accumulate_gradients(
@@ -106,7 +119,22 @@ def _apply(model, params, batch, rngs, **kwargs):
 
 
 def evaluation_step(
-    params: Any, batch: Batch, hash_seed: int | jax.Array, *, model: nn.Module
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the sums of nats, of the weights of right guesses and of all weights of a batch, without dropout."""
-    return _apply(model, params, batch, {"hash": jax.random.key(hash_seed)}, method="score")
+    params: Any, batch: Batch, hash_seed: int | jax.Array, *, model: ReformerLM
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], occupancy.Sums]:
+    """Evaluates a batch without dropout.
+
+    Returns:
+      The sums of nats, of the weights of right guesses and of all weights; and how the tokens of the LSH layers fell
+      into buckets.
+    """
+
+    def score(model: ReformerLM):
+        look = functools.partial(occupancy.look, model.config)
+        streams, seen = model.observe(batch["tokens"], look, mask=batch.get("mask"))
+        options = {"weights": batch.get("weights"), "mask": batch.get("mask")}
+        return model.score_streams(streams, batch["targets"], **options), seen
+
+    rngs = {"hash": jax.random.key(hash_seed)}
+    results: Any = model.apply({"params": params}, method=score, rngs=rngs)
+    scores, seen = results
+    return scores, occupancy.by_depth(model.config, seen)

@@ -1,11 +1,13 @@
 """Whether a directory may be written to: it must be new, empty, or hold the same run."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from reformer.data.source import Source
-from reformer.training import distributed, settings
+from reformer.training import agreement, disk, lock, settings
 from reformer.training.checkpoint import Checkpoints
 
 # What a run may change when it continues. Everything else decides what the run is.
@@ -17,6 +19,8 @@ FREE_FIELDS = (
     "optimizer.clip_norm",
     "training.num_steps",
     "training.log_every_steps",
+    "training.max_skipped_updates",
+    "training.stall_seconds",
 )
 
 
@@ -28,8 +32,9 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir={workdir} is a file. Name a directory.")
-    # A run that was killed while it wrote its config leaves config.json.tmp.
-    if not workdir.exists() or not {path.name for path in workdir.iterdir()} - {"config.json.tmp"}:
+    # What a run leaves that was killed before its config was there.
+    beginnings = {"config.json.tmp", lock.NAME, disk.PROBE}
+    if not workdir.exists() or not {path.name for path in workdir.iterdir()} - beginnings:
         return
     if not (workdir / "config.json").exists():
         raise ValueError(f"workdir={workdir} holds files but no config.json, so no run of train.py. Name another one.")
@@ -42,8 +47,23 @@ def check(workdir: Path, config: ConfigDict) -> None:
         )
 
 
+def _check_again(workdir: Path, config: ConfigDict) -> None:
+    try:
+        check(workdir, config)  # another run may have begun there since, and ended
+    except ValueError as error:
+        raise OSError(str(error)) from error
+
+
 def _is_free(name: str) -> bool:
     return name in FREE_FIELDS or name.split(".")[0] in FREE_GROUPS
+
+
+def latest_step(workdir: Path) -> int:
+    """Returns the step after which a run in `workdir` would continue, 0 where there is none."""
+    if not (workdir / "checkpoints").is_dir():
+        return 0
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.latest or 0
 
 
 def check_data(workdir: Path, data: Source) -> None:
@@ -51,16 +71,30 @@ def check_data(workdir: Path, data: Source) -> None:
     if not (workdir / "checkpoints").is_dir():
         return
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        fingerprint = checkpoints.latest and checkpoints.meta(checkpoints.latest)["data"]
+        readable = [step for step in checkpoints.steps if not checkpoints.problem(step, ["meta"])]
+        fingerprint = checkpoints.meta(readable[-1])["data"] if readable else None
     if fingerprint not in (None, data.fingerprint):
         raise ValueError(
             f"the data ({data.description}) are not those that workdir={workdir} was trained on. "
-            "Restore the data, or use another workdir."
+            "A file was replaced, cut or lengthened. Restore the data, or use another workdir."
         )
 
 
-def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Creates the directory and writes the config into it, on process 0."""
-    if distributed.is_writer():
-        workdir.mkdir(parents=True, exist_ok=True)
-        settings.write(workdir / "config.json", config)
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Makes the workdir that of this run alone and writes the config into it, all on process 0.
+
+    Raises:
+      OSError: If another run is at work there or has begun there since `check`, or nothing can be written.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            disk.check_writable(workdir)
+            with disk.explained(workdir):
+                stack.enter_context(lock.held(workdir))
+                _check_again(workdir, config)
+                settings.write(workdir / "config.json", config)
+
+        agreement.on_process_0(claim)
+        yield

@@ -8,22 +8,7 @@ import pytest
 from reformer.training import checkpoint, settings
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.state import TrainState, init_params
-
-
-def state_of(step):
-    values = jnp.arange(6.0).reshape(2, 3) + step
-    return TrainState(
-        step=jnp.array(step), params={"kernel": values}, optimizer=({"moment": 2 * values}, jnp.array(step))
-    )
-
-
-def target():
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state_of(0))
-
-
-def save(checkpoints, step, bits=None):
-    checkpoints.save(state_of(step), {"next_index": step}, {"step": step, "data": "abc"}, bits)
+from tests.training.runs import save, state_of, target
 
 
 def test_everything_that_is_saved_is_restored(tmp_path):
@@ -43,6 +28,43 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
         assert checkpoints.steps == [2, 5, 6]
         assert (checkpoints.best, checkpoints.latest) == (2, 6)
+
+
+def test_every_nth_step_is_kept_as_well(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=1, keep_every_steps=3) as checkpoints:
+        for step in range(1, 9):
+            save(checkpoints, step, 9.0 - step if step < 3 else None)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == [2, 3, 6, 8]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "6", "8"]
+
+
+def test_a_checkpoint_is_replaced_by_one_of_the_same_step(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 1, 2.0)
+        checkpoints.wait()
+        assert checkpoints.metrics(1) == {"bits": 2.0}
+
+
+def test_a_checkpoint_that_was_about_to_be_replaced_when_the_run_was_killed_is_still_there(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    (tmp_path / "checkpoints" / "deleted").mkdir()
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "deleted" / "2")
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        assert checkpoints.steps == [1, 2]
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+    for name in ("2.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-complete", "deleted/0"):
+        (tmp_path / "checkpoints" / name / "params").mkdir(parents=True)
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        save(checkpoints, 2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
 def test_without_evaluations_the_latest_is_the_best(tmp_path):
@@ -73,21 +95,17 @@ def test_a_foreign_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoints" / "5" / "weights.bin").write_bytes(b"something")
     with (
         Checkpoints(tmp_path, read_only=True) as checkpoints,
-        pytest.raises(OSError, match=r"checkpoints/5 cannot be read as params.*damaged or not a checkpoint"),
+        pytest.raises(OSError, match=r"checkpoints/5 is damaged: it has no manifest.json"),
     ):
         checkpoints.restore_params(5, target().params)
 
 
-def test_a_truncated_array_is_named(tmp_path):
+def test_a_checkpoint_of_another_model_is_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
-    for path in (tmp_path / "checkpoints" / "1" / "params").rglob("d/*"):
-        path.write_bytes(path.read_bytes()[:10])
-    with (
-        Checkpoints(tmp_path, read_only=True) as checkpoints,
-        pytest.raises(OSError, match=r"checkpoints/1 cannot be read"),
-    ):
-        checkpoints.restore_params(1, target().params)
+        checkpoints.wait()
+        with pytest.raises(OSError, match=r"checkpoints/1 cannot be read as params: .*not a checkpoint of this model"):
+            checkpoints.restore_params(1, {"another": target().params["kernel"]})
 
 
 def test_load_gives_the_config_and_the_parameters_to_library_users(config, tmp_path):

@@ -6,33 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-import train
 from reformer.training import checkpoint, loop, settings
-
-ROOT = Path(train.__file__).parent
-
-
-def run(config, workdir):
-    return loop.train(loop.prepare(config, str(workdir)))
-
-
-def records(workdir):
-    """Returns the journal without what depends on the speed of the machine."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
-
-
-def assert_same_run(one, other):
-    """Equal journals and, bit for bit, equal parameters at the last step."""
-    assert records(one) == records(other)
-    first, second = (checkpoint.load(workdir, "latest")[1] for workdir in (one, other))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+from tests.training.runs import ROOT, assert_same_run, records, run
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +22,12 @@ def unbroken(make_config, tmp_path_factory):
 
 def test_a_run_records_every_step_once_and_every_evaluation(unbroken):
     workdir, result = unbroken
-    steps = {split: [r["step"] for r in records(workdir) if r["split"] == split] for split in ("train", "valid")}
-    assert steps == {"train": [1, 2, 3, 4, 5, 6], "valid": [4, 6]}
+    steps = {split: [r["step"] for r in records(workdir) if r["split"] == split] for split in ("train", "valid", "lsh")}
+    assert steps == {"train": [1, 2, 3, 4, 5, 6], "valid": [4, 6], "lsh": [4, 6]}
     assert result["split"] == "valid" and result["step"] == 6
-    assert result["bits_per_byte"] == records(workdir)[-1]["bits_per_byte"]
+    buckets = [r for r in records(workdir) if r["split"] == "lsh"][-1]
+    assert buckets["num_buckets"] == 8 and 1 / 8 < buckets["layer_1_largest_share"] < 1
+    assert result["bits_per_byte"] == [r for r in records(workdir) if r["split"] == "valid"][-1]["bits_per_byte"]
     assert result["hash_spread"]["lowest"] <= result["bits_per_byte"] <= result["hash_spread"]["highest"]
 
 
@@ -94,8 +74,19 @@ def test_another_seed_in_the_same_workdir_is_refused(unbroken, config):
         loop.prepare(config, str(unbroken[0]))
 
 
-def test_replaced_data_are_refused(unbroken, config, tmp_path):
-    (tmp_path / "words.txt").write_bytes(b"something else " * 1000)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: b"something else " * 1000,
+        lambda text: text[:-1],
+        lambda text: text[: len(text) // 2],
+        lambda text: text + b".",
+        lambda text: text[:5000] + b"X" + text[5001:],
+    ],
+    ids=["replaced", "a byte shorter", "truncated", "lengthened", "a byte changed"],
+)
+def test_data_that_changed_between_runs_are_refused(unbroken, config, text_file, tmp_path, change):
+    (tmp_path / "words.txt").write_bytes(change(text_file.read_bytes()))
     config.data.path = str(tmp_path / "words.txt")
     with pytest.raises(ValueError, match=r"are not those that workdir=.* was trained on"):
         loop.prepare(config, str(unbroken[0]))

@@ -4,28 +4,37 @@ import json
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import base
-from reformer.training import metrics
+from reformer.training import memory, metrics
+from reformer.training.guards import Guard
 from reformer.training.progress import Progress
 
 
 class KeptJournal(metrics.Journal):
-    """Keeps the steps it is given in place of writing them."""
+    """Keeps the records it is given in place of writing them."""
 
     def __init__(self):
-        self.steps = []
+        self.records = []
+
+    @property
+    def steps(self):
+        return [record["step"] for record in self.records]
 
     def write(self, record):
-        self.steps.append(record["step"])
+        self.records.append(record)
 
 
 class KeptProgress(Progress):
-    """Keeps the steps it is given in place of showing them."""
+    """Keeps the steps and the lines it is given in place of showing them."""
 
     def __init__(self):
-        self.steps = []
+        self.steps, self.lines = [], []
+
+    def say(self, line):
+        self.lines.append(line)
 
     def update(self, record, seconds_per_step):
         self.steps.append(record["step"])
@@ -33,12 +42,18 @@ class KeptProgress(Progress):
 
 def values(nats=8.0):
     names = ("gradient_norm", "update_norm", "learning_rate")
-    return {"nats": jnp.array(nats), "weight": jnp.array(4.0), **dict.fromkeys(names, jnp.array(1.0))}
+    scalars = {"nats": jnp.array(nats), "weight": jnp.array(4.0), **dict.fromkeys(names, jnp.array(1.0))}
+    return scalars | {"finite_gradients": jnp.array([math.isfinite(nats)])}
+
+
+def make_reader(log_every_steps, max_skipped=0):
+    guard = Guard("byte", ["head/kernel"], max_skipped)
+    return metrics.StepReader(KeptJournal(), KeptProgress(), guard, 4, log_every_steps)
 
 
 def test_a_step_is_read_after_the_next_one_was_dispatched():
-    journal, progress = KeptJournal(), KeptProgress()
-    reader = metrics.StepReader(journal, progress, "byte", 4, log_every_steps=2)
+    reader = make_reader(log_every_steps=2)
+    journal, progress = reader._journal, reader._progress
     seen = []
     for number in range(1, 5):
         reader.push(number, values())
@@ -50,15 +65,47 @@ def test_a_step_is_read_after_the_next_one_was_dispatched():
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_range():
-    reader = metrics.StepReader(KeptJournal(), KeptProgress(), "byte", 4, log_every_steps=10)
+    reader = make_reader(log_every_steps=10)
     reader.push(6, values())
     reader.push(7, values(float("nan")))
     with pytest.raises(FloatingPointError, match=r"nats=nan at step 7: training broke down between steps 6 and 7"):
         reader.push(8, values())
 
 
+def test_a_skipped_update_is_recorded_as_such_and_not_as_a_loss():
+    reader = make_reader(log_every_steps=1, max_skipped=1)
+    for step, nats in ((1, 8.0), (2, float("nan")), (3, 8.0)):
+        reader.push(step, values(nats))
+    reader.flush()
+    assert reader._progress.steps == [1, 3]
+    assert [(record["split"], record["step"]) for record in reader._journal.records] == [
+        ("train", 1),
+        ("skipped", 2),
+        ("train", 3),
+    ]
+    assert "step 2: update skipped, 1 in a row. nats=nan. Gradients of 1 of 1" in reader._progress.lines[-1]
+
+
+def test_the_time_of_the_first_step_is_said_once():
+    reader = make_reader(log_every_steps=1)
+    reader.start()
+    for step in (1, 2, 3):
+        reader.push(step, values())
+    assert [line.split(" ")[:4] for line in reader._progress.lines] == [["the", "first", "step", "took"]]
+
+
+def test_a_record_of_the_journal_holds_the_peak_of_memory():
+    reader = make_reader(log_every_steps=1)
+    ballast = np.ones(2**20)
+    reader.push(1, values())
+    reader.flush()
+    assert reader._journal.records[0]["peak_memory_bytes"] > ballast.nbytes
+    assert memory.peak_bytes() >= reader._journal.records[0]["peak_memory_bytes"]
+
+
 def test_a_record_holds_nats_and_bits_of_one_step():
-    record = metrics.step_record(3, {name: float(value) for name, value in values().items()}, "byte")
+    scalars = {name: float(value) for name, value in values().items() if name != "finite_gradients"}
+    record = metrics.step_record(3, scalars, "byte")
     assert record["loss"] == 2.0
     assert record["bits_per_byte"] == 2 / math.log(2)
 
@@ -79,7 +126,7 @@ def test_a_resumed_journal_drops_later_records_and_a_torn_line(tmp_path):
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     journal = metrics.Journal(tmp_path, resumed_step=0)
-    journal.write({"split": "valid", "step": 1, "bits_per_byte": 2.0})
+    journal.write({"split": "valid", "step": 1, "bits_per_byte": 2.0, "reason": "words are left out"})
     journal.close()
     assert b"valid/bits_per_byte" in b"".join(path.read_bytes() for path in (tmp_path / "events").iterdir())
 

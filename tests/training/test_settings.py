@@ -20,6 +20,8 @@ from reformer.training import settings
         ("data.length", 33, r"config.data.length=33 exceeds config.model.max_length=32. Raise max_length"),
         ("data.length", 2.5, r"config.data.length=2.5 must be None or a positive integer"),
         ("training.accumulation_steps", 3, r"batch_size=8 is not a multiple of config.training.accumulation_steps=3"),
+        ("checkpoint.keep_every_steps", 0, r"config.checkpoint.keep_every_steps=0 must be None or a positive integer"),
+        ("checkpoint.keep_every_steps", 3, r"keep_every_steps=3 is not a multiple of config.checkpoint.every_steps=2"),
         ("model.num_layers", 3, r"config.model: num_layers=3 is not a multiple of the 2 layers"),
         ("model.attention_pattern", ("lsh,local",), r"quote each name"),
         ("model.vocab_size", 256, r"config.model.vocab_size=256 is too small: .* need 259"),

@@ -1,0 +1,34 @@
+"""How many operations a training step needs, by count and not by measurement."""
+
+from reformer.config import ReformerConfig
+
+
+def flops_per_token(config: ReformerConfig, length: int) -> float:
+    """Returns the matrix-product operations per token of a training step; a multiplication and an addition are two.
+
+    A forward pass, twice its cost for the cotangents, and once more to compute the values again if it is reversible.
+    XLA's own `cost_analysis` counts the body of a scan once, whatever the number of layers.
+
+    Args:
+      config: Of the model.
+      length: Tokens of an example.
+    """
+    width = config.num_heads * config.head_dim
+    total = 0.0
+    for kind in config.attention_pattern:
+        is_shared = kind == "lsh" or config.share_query_key
+        linear = 2 * config.embed_dim * width * (3 if is_shared else 4) + 4 * config.embed_dim * config.mlp_dim
+        rounds = config.num_hashes if kind == "lsh" else 1
+        total += linear + rounds * 4 * width * _keys_per_query(config, kind, length)
+    passes = 4 if config.reversible else 3
+    return passes * config.num_blocks * total + 3 * 2 * 2 * config.embed_dim * config.vocab_size
+
+
+def _keys_per_query(config: ReformerConfig, kind: str, length: int) -> float:
+    """Of a round; half the length on average under full causal attention, whole windows otherwise."""
+    if kind == "full":
+        return length / 2 if config.causal else length
+    if kind == "lsh":
+        num_chunks = 1 + config.lsh_num_chunks_before + config.lsh_num_chunks_after
+        return config.lsh_chunk_length * num_chunks
+    return config.local_chunk_length * (1 + config.local_num_chunks_before + config.local_num_chunks_after)

@@ -1,0 +1,46 @@
+"""One run at a time in a workdir.
+
+The lock is the kernel's (`flock`): it ends with the process that holds it, however that ends, so there is never a stale
+one to remove. It holds among the processes of one machine, and among machines on file systems that pass it on: NFS from
+version 4 (and 3 with its lock service), Lustre mounted with `flock`, CephFS, GPFS. Where a file system has no locks the
+run goes on without one and says so.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = "lock"
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Holds the lock of an existing workdir; its file stays and names the latest holder.
+
+    Raises:
+      OSError: If another run holds it, or the file cannot be written.
+    """
+    # Not closed and opened again between the two: closing would release the lock.
+    with (workdir / NAME).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = " ".join(file.read(200).split()) or "it has not said which"
+            raise OSError(
+                f"workdir={workdir} is in use by another run ({holder}). Wait for it, stop it, or use another workdir."
+            ) from None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            print(f"warning: the file system of {workdir} has no locks; start no other run there.", file=sys.stderr)
+        file.truncate(0)
+        file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
+        file.flush()
+        yield

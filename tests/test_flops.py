@@ -1,0 +1,46 @@
+"""Counts of operations."""
+
+import dataclasses
+
+from reformer import ReformerConfig
+from reformer.flops import flops_per_token
+
+TINY = ReformerConfig(
+    vocab_size=10,
+    max_length=16,
+    num_layers=2,
+    embed_dim=8,
+    mlp_dim=16,
+    num_heads=2,
+    head_dim=4,
+    attention_pattern=("local", "lsh"),
+    num_hashes=3,
+    local_chunk_length=4,
+    lsh_chunk_length=2,
+)
+
+
+def test_operations_per_token_equal_a_count_by_hand():
+    feed_forward = 2 * (8 * 16) + 2 * (16 * 8)
+    local = 4 * (2 * 8 * 8) + 2 * (8 * 8) + 2 * (8 * 8)  # 4 projections; scores with and sums of 8 keys, 2 heads of 4
+    lsh = 3 * (2 * 8 * 8) + 3 * (2 * (8 * 4) + 2 * (8 * 4))  # 3 projections; 3 rounds of 4 keys
+    forward = local + lsh + 2 * feed_forward
+    head = 2 * (2 * 8) * 10  # of both streams; not computed again
+    assert flops_per_token(TINY, 16) == 4 * forward + 3 * head
+
+
+def test_without_recomputation_a_step_costs_three_forward_passes():
+    full = dataclasses.replace(TINY, attention_pattern=("full",), reversible=False)
+    layer = 4 * (2 * 8 * 8) + 2 * (2 * 8 * 8) + 2 * (2 * 8 * 16)  # half of the 16 keys on average
+    assert flops_per_token(full, 16) == 3 * (2 * layer + 2 * (2 * 8) * 10)
+
+
+def test_only_full_attention_costs_more_per_token_in_a_longer_sequence():
+    full = dataclasses.replace(TINY, attention_pattern=("full",))
+    assert flops_per_token(full, 16) > flops_per_token(full, 8)
+    assert flops_per_token(TINY, 16) == flops_per_token(TINY, 8)
+
+
+def test_one_projection_less_where_queries_and_keys_share_it():
+    shared = dataclasses.replace(TINY, share_query_key=True)
+    assert flops_per_token(TINY, 16) - flops_per_token(shared, 16) == 4 * (2 * 8 * 8)  # in the local layer

@@ -1,0 +1,59 @@
+"""Runs and checkpoints that several tests make and compare."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reformer.training import checkpoint, loop, metrics
+from reformer.training.state import TrainState
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(config, workdir):
+    """Makes a run and returns its result."""
+    return loop.train(loop.prepare(config, str(workdir)))
+
+
+def records(workdir):
+    """Returns the journal without what depends on the machine."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in metrics.MACHINE_DEPENDENT} for line in lines]
+
+
+def assert_same(one, other):
+    """Equal arrays, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def assert_same_run(one, other):
+    """Equal journals and, bit for bit, equal parameters at the last step."""
+    assert records(one) == records(other)
+    assert_same(*(checkpoint.load(workdir, "latest")[1] for workdir in (one, other)))
+
+
+def state_of(step):
+    """Returns a small state that is another at each step."""
+    values = jnp.arange(6.0).reshape(2, 3) + step
+    return TrainState(
+        step=jnp.array(step), params={"kernel": values}, optimizer=({"moment": 2 * values}, jnp.array(step))
+    )
+
+
+def target():
+    """Returns the shapes of `state_of`."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state_of(0))
+
+
+def save(checkpoints, step, bits=None):
+    """Starts to save `state_of(step)`."""
+    checkpoints.save(state_of(step), {"next_index": step}, {"step": step, "data": "abc"}, bits)
+
+
+def restored(checkpoints, step):
+    """Returns the state of a checkpoint."""
+    return checkpoints.restore(step, target())[0]

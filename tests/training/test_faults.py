@@ -1,0 +1,179 @@
+"""Disks that are full or may not be written to: one sentence, and earlier checkpoints as they were."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reformer.training import disk, faults, loop, manifest, metrics
+from reformer.training.checkpoint import Checkpoints
+from reformer.training.events import EventFile
+from reformer.training.state import TrainState
+from tests.training.runs import ROOT, assert_same, restored, run, save, state_of
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Returns a function that makes a file system of so many bytes at a path; skips where that is not allowed."""
+    with contextlib.ExitStack() as stack:
+
+        def make(num_bytes):
+            path = tmp_path / "disk"
+            path.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(path)]
+            if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+                pytest.skip("file systems may not be mounted here")
+            stack.callback(subprocess.run, ["umount", "-l", str(path)])
+            return path
+
+        yield make
+
+
+def large_state(step):
+    noise = np.random.default_rng(step).normal(size=50_000).astype(np.float32)  # 200 kB that do not compress
+    return TrainState(step=jnp.array(step), params={"kernel": jnp.asarray(noise)}, optimizer={"count": jnp.array(step)})
+
+
+def fill(directory):
+    """Writes a file that takes all space."""
+    with contextlib.suppress(OSError), (directory / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_save_onto_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(mount):
+    workdir = mount(2**20)
+    with Checkpoints(workdir, keep_latest=2) as checkpoints:
+        checkpoints.save(large_state(1), {}, {"step": 1}, None)
+        checkpoints.wait()
+        fill(workdir)
+        checkpoints.save(large_state(2), {}, {"step": 2}, None)
+        with pytest.raises(OSError, match=r"could not be saved in .*No space left.* Earlier checkpoints are intact"):
+            checkpoints.wait()
+    (workdir / "filler").unlink()
+    with Checkpoints(workdir, keep_latest=2) as checkpoints:
+        assert checkpoints.steps == [1]
+        checkpoints.save(large_state(2), {}, {"step": 2}, None)
+        checkpoints.wait()
+        assert manifest.problem(checkpoints.directory / "2") is None
+
+
+def test_a_save_that_fails_in_the_background_ends_the_run_which_then_continues(config, tmp_path, monkeypatch):
+    calls = iter(range(100))
+    write = manifest.write
+    monkeypatch.setattr(manifest, "write", lambda path: no_space() if next(calls) == 1 else write(path))
+    with pytest.raises(
+        OSError, match=r"could not be saved in .*No space left on device. Earlier checkpoints are intact"
+    ):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.steps == [2]
+    assert run(config, tmp_path / "run")["step"] == 6
+
+
+def test_a_journal_that_cannot_be_written_ends_the_run_with_a_sentence(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.Journal, "write", no_space)
+    with pytest.raises(
+        OSError, match=r"workdir=.* cannot be used: No space left on device.*run the same command again"
+    ):
+        run(config, tmp_path / "run")
+
+
+def test_events_that_cannot_be_written_are_an_error_and_not_a_wait_without_end(mount):
+    events = EventFile(mount(2**16), purge_step=1)
+    with pytest.raises(OSError, match="No space left"):
+        for step in range(10_000):
+            events.add_scalar("loss", 1.0, step)
+
+
+def test_too_little_space_is_noticed_before_the_first_step(config, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=400_000)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"has 0.0004 GB free, and 4 checkpoints of 0.000\d+ GB need"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    save_one(tmp_path / "run")
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=10**9))
+    disk.check_space(tmp_path, state_of(1), 1000)
+
+
+def save_one(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        save(checkpoints, 1)
+        checkpoints.wait()
+        assert_same(restored(checkpoints, 1), state_of(1))
+
+
+def test_a_workdir_that_is_read_only_is_an_error_before_the_first_step(config, mount):
+    workdir = mount(2**20)
+    settled = loop.prepare(config, str(workdir / "run"))
+    subprocess.run(["mount", "-o", "remount,ro", str(workdir)], check=True)
+    with pytest.raises(OSError, match=r"workdir=.*/run cannot be used: Read-only file system \(.*/run\)"):
+        loop.train(settled)
+
+
+def test_a_workdir_below_a_file_is_an_error_before_the_first_step(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be used: Not a directory"):
+        run(config, tmp_path / "file" / "run")
+
+
+def test_nothing_is_killed_unless_a_test_asks_for_it():
+    code = (
+        "from reformer.training import faults\nfor number in range(3): print(number, flush=True); faults.passes('here')"
+    )
+    for kill, printed in (("", 3), ("elsewhere:1", 3), ("here:2", 2)):
+        process = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {faults.VARIABLE: kill}, capture_output=True
+        )
+        assert len(process.stdout.split()) == printed
+        assert process.returncode == (0 if printed == 3 else -9)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_the_program_with_one_sentence_and_the_same_command_continues(text_file, mount):
+    workdir = mount(2**21)
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"--config={ROOT}/configs/text.py:tiny",
+        f"--config.data.path={text_file}",
+        f"--workdir={workdir}/run",
+        "--config.model.embed_dim=16",
+        "--config.model.mlp_dim=16",
+        "--config.model.max_length=32",
+        "--config.training.num_steps=300",
+        "--config.training.log_every_steps=1",
+        "--config.evaluation.every_steps=300",
+        "--config.checkpoint.every_steps=5",
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(Path(workdir).glob("run/checkpoints/[0-9]*/manifest.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    fill(workdir)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    # TensorStore's threads may print "Event loop is closed" beside it; what we say is one sentence.
+    (sentence,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    assert "No space left on device" in sentence and "intact" in sentence
+    (workdir / "filler").unlink()
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "continuing after step" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["step"] == 300

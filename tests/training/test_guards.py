@@ -1,0 +1,129 @@
+"""Numbers that are not finite: the run stops, or leaves the update out, and says where it broke."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reformer import sharding
+from reformer.training import checkpoint, loop, step
+from reformer.training.guards import Guard, parameter_names
+from reformer.training.optimizer import make_optimizer, make_schedule
+from reformer.training.state import TrainState
+
+NAMES = ["embeddings/token", "head/bias", "head/kernel", "norm/scale", "stack/layer_0/a", "stack/layer_1/a"]
+GOOD = {"nats": 8.0, "weight": 4.0, "gradient_norm": 1.0}
+BROKEN = GOOD | {"gradient_norm": math.nan}
+ALL_FINITE = np.ones(len(NAMES), bool)
+
+
+def test_the_message_holds_the_step_the_losses_before_and_the_parameter_nearest_to_the_loss():
+    guard = Guard("byte", NAMES)
+    for number in range(1, 13):
+        guard.check_step(number, GOOD | {"nats": 4.0 * number * math.log(2)}, ALL_FINITE)
+    with pytest.raises(FloatingPointError) as error:
+        guard.check_step(13, BROKEN, np.array([False, True, True, True, False, False]))
+    message = str(error.value)
+    assert "gradient_norm=nan at step 13: training broke down between steps 12 and 13" in message
+    assert "Bits per byte before: 5.0000 (step 5), " in message and "12.0000 (step 12)." in message
+    assert "3 of 6 parameters are not finite, nearest to the loss: stack/layer_1/a, stack/layer_0/a, emb" in message
+
+
+def test_many_parameters_are_counted_and_the_first_three_named():
+    with pytest.raises(FloatingPointError, match=r"6 of 6 parameters .*: head/bias, head/kernel, norm/scale, \.\.\."):
+        Guard("byte", NAMES).check_step(1, BROKEN, ~ALL_FINITE)
+
+
+def test_a_finite_gradient_is_not_blamed():
+    with pytest.raises(FloatingPointError, match=r"Bits per byte before: none.\nEvery gradient is finite"):
+        Guard("byte", NAMES).check_step(1, BROKEN, ALL_FINITE)
+
+
+def test_so_many_updates_in_a_row_are_skipped_and_one_more_is_an_error():
+    guard = Guard("byte", NAMES, max_skipped=2)
+    for number in (1, 2):
+        assert guard.check_step(number, BROKEN, ALL_FINITE).startswith("gradient_norm=nan")
+    assert guard.check_step(3, GOOD, ALL_FINITE) == "" and guard.num_skipped == 0
+    guard.check_step(4, BROKEN, ALL_FINITE)
+    guard.check_step(5, BROKEN, ALL_FINITE)
+    with pytest.raises(FloatingPointError, match=r"at step 6: .* 2 updates before it were skipped"):
+        guard.check_step(6, BROKEN, ALL_FINITE)
+
+
+def test_a_validation_loss_that_is_not_finite_is_an_error_even_where_updates_may_be_skipped():
+    guard = Guard("dim", NAMES, max_skipped=5)
+    guard.check_validation(3, 1.0)
+    with pytest.raises(FloatingPointError, match=r"validation loss=inf at step 4"):
+        guard.check_validation(4, math.inf)
+
+
+class Linear(nn.Module):
+    """Loss: the sum over a batch of tokens times the first parameter; the second one has no part in it."""
+
+    def loss(self, tokens, targets, **_):
+        params = self.variables["params"]
+        return (tokens * params["head"]["kernel"][None]).sum(), jnp.float32(tokens.size)
+
+
+def update(config, tokens, can_skip, mesh=None):
+    """Returns the state before an update on `tokens`, the state after it, and the metrics."""
+    config.optimizer.name = "adamw"
+    schedule = make_schedule(config.optimizer, 10)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    params = {"head": {"kernel": jnp.ones(4)}, "norm": {"scale": jnp.ones(4)}}
+    before = TrainState(step=jnp.array(3), params=params, optimizer=optimizer.init(params))
+    options = {"model": Linear(), "optimizer": optimizer, "schedule": schedule, "accumulation_steps": 1, "seed": 0}
+
+    def run(state, tokens):
+        return step.train_step(state, {"tokens": tokens, "targets": tokens}, can_skip=can_skip, **options)
+
+    return before, *jax.jit(run)(before, tokens)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_skipped_update_changes_nothing_but_the_step(config, bad):
+    tokens = jnp.ones((8, 4)).at[5, 2].set(bad)
+    before, after, metrics = update(config, tokens, can_skip=True)
+    assert after.step == 4
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, after.optimizer, before.optimizer)
+    assert metrics["finite_gradients"].tolist() == [False, True]
+    assert parameter_names(before.params) == ["head/kernel", "norm/scale"]
+
+
+def test_an_update_that_may_be_skipped_and_is_good_is_the_same_update(config):
+    tokens = jnp.linspace(0, 1, 32).reshape(8, 4)
+    one, other = (update(config, tokens, can_skip)[1] for can_skip in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_without_skipping_a_bad_update_reaches_the_parameters(config):
+    _, after, metrics = update(config, jnp.full((8, 4), math.nan), can_skip=False)
+    assert not np.isfinite(after.params["head"]["kernel"]).any()
+    assert not np.isfinite(metrics["gradient_norm"])
+
+
+def test_every_device_skips_when_the_examples_of_one_are_bad(config):
+    mesh = sharding.make_mesh(data=8)
+    tokens = jax.device_put(jnp.ones((8, 4)).at[5].set(math.nan), jax.NamedSharding(mesh, jax.P("data")))
+    with jax.set_mesh(mesh):
+        before, after, _ = update(config, tokens, can_skip=True)
+    copies = [np.asarray(shard.data) for shard in after.params["head"]["kernel"].addressable_shards]
+    assert len(copies) == 8
+    for copy in copies:
+        np.testing.assert_array_equal(copy, before.params["head"]["kernel"])
+
+
+def test_a_run_skips_says_so_and_ends_when_there_are_too_many(config, tmp_path, capsys):
+    config.optimizer.update(name="adamw", learning_rate=1e38, warmup_steps=0, clip_norm=None)
+    config.model.update(attention_pattern=("local",), num_layers=1)
+    config.training.max_skipped_updates = 2
+    with pytest.raises(FloatingPointError, match=r"2 updates before it were skipped"):
+        loop.train(loop.prepare(config, str(tmp_path / "run")))
+    assert "update skipped, 2 in a row" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"split": "skipped"') == 2
+    _, variables = checkpoint.load(tmp_path / "run")  # of a state before the bad updates
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
