@@ -11,7 +11,7 @@ from PIL import Image
 import generate
 from reformer import generation, num_buckets, painting, sharding
 from reformer.data import images
-from reformer.training import settings, workdir
+from reformer.training import settings
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.state import TrainState, init_params
 
@@ -23,7 +23,8 @@ def save_untrained(config, directory):
         params = jax.jit(init_params, static_argnums=(0, 1))(model_config, 0)
         nothing = jnp.zeros(())
         checkpoints.save(TrainState(nothing, params, {"none": nothing}), {}, {"step": 1}, None)
-    workdir.write_config(directory, config)
+    directory.mkdir(parents=True, exist_ok=True)
+    settings.write(directory / "config.json", config)
     return directory
 
 
