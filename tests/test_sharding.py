@@ -111,6 +111,7 @@ def test_attention_moves_nothing_between_devices(optimizations):
     assert [shape for shapes in moved for shape in shapes if 64 in shape] == []
 
 
+@pytest.mark.slow
 def test_a_split_length_moves_only_between_length_and_heads_and_takes_a_part_of_the_memory(optimizations):
     length, width = 2**14, 16
     sizes = {"max_length": length, "num_layers": 1, "num_heads": 4, "head_dim": width // 4}

@@ -22,7 +22,7 @@ import jax
 from jax._src import clusters, distributed  # the key-value store and the detected cluster have no public name
 
 EXIT_LOST_PROCESS = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed when it is started again
-POLL_SECONDS = 1.0
+POLL_SECONDS = 1
 SILENT_SECONDS = 30
 _ALIVE, _DONE = "alive", "done"  # any other message is why the run ends
 _START_AGAIN = "Start all processes again with the same command: the run continues from its last checkpoint."
@@ -157,7 +157,7 @@ class Group:
     def __init__(self, peers: dict[int, Connection], process_id: int, num_processes: int, silent_seconds: int):
         """Starts to give signs of life, and to watch for those of the peers."""
         self._peers, self._process_id, self._num_processes = peers, process_id, num_processes
-        self._max_silent = round(silent_seconds / POLL_SECONDS)
+        self._max_silent = silent_seconds  # a poll takes a second
         self._lock, self._has_failed = threading.Lock(), False
         self._thread = threading.Thread(target=self._watch, name="watch other processes", daemon=True)
         self._thread.start()
@@ -171,7 +171,7 @@ class Group:
     def fail(self, code: int) -> None:
         """Ends this process and tells the others; an ordinary exit would wait for them."""
         self._has_failed = True
-        self._tell(f"process {self._process_id} of {self._num_processes} failed, its own output says why")
+        self._tell(f"process {self._process_id} of {self._num_processes} failed; its own output says why.")
         self._exit(code)
 
     def wait_for_verdict(self) -> None:
@@ -192,13 +192,13 @@ class Group:
                     silent[i] = 0
                     self._hear(i, peer)
                 elif silent[i] > self._max_silent:
-                    self._end(f"{self._name(i)} gave no sign of life for {silent[i] * POLL_SECONDS:.0f} seconds")
+                    self._end(f"{self._name(i)} gave no sign of life for {self._max_silent} seconds. {_START_AGAIN}")
 
     def _hear(self, i: int, peer: Connection) -> None:
         try:
             message = peer.recv()
         except (EOFError, OSError):
-            return self._end(f"{self._name(i)} died")
+            return self._end(f"{self._name(i)} died. {_START_AGAIN}")
         if message == _DONE:
             del self._peers[i]
         elif message != _ALIVE:
@@ -216,7 +216,7 @@ class Group:
     def _end(self, reason: str) -> None:
         if self._has_failed:  # and the others end because of it
             return
-        print(f"error: {reason}. {_START_AGAIN}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
         self._tell(reason)
         self._exit(EXIT_LOST_PROCESS)
 

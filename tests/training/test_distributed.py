@@ -64,7 +64,7 @@ def test_an_error_in_one_process_ends_all(text_file, tmp_path):
         first, second = processes.wait()
     assert second.code == 1 and "nothing" in second.err
     assert first.code == distributed.EXIT_LOST_PROCESS
-    assert "process 1 of 2 failed, its own output says why" in first.err
+    assert "process 1 of 2 failed; its own output says why" in first.err
     assert not (tmp_path / "run").exists()
 
 
