@@ -22,8 +22,9 @@ import jax
 from jax._src import clusters, distributed  # the key-value store and the detected cluster have no public name
 
 EXIT_LOST_PROCESS = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed when it is started again
-POLL_SECONDS = 1.0
+POLL_SECONDS = 1
 SILENT_SECONDS = 30
+CONNECT_SECONDS = 300  # as long as JAX waits
 _ALIVE, _DONE = "alive", "done"  # any other message is why the run ends
 _START_AGAIN = "Start all processes again with the same command: the run continues from its last checkpoint."
 
@@ -122,7 +123,8 @@ def _connect(arguments: dict, silent_seconds: int) -> None:
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(
             f"the processes of the run did not find each other ({reason}). Check that process 0 runs, that its port is "
-            "free and reachable, and that all have the same --coordinator and --num_processes."
+            "free, that the others reach that port and a second one which it chooses, and that all have the same "
+            "--coordinator and --num_processes."
         ) from error
     _group = Group(peers, state.process_id, state.num_processes, silent_seconds)
 
@@ -130,7 +132,7 @@ def _connect(arguments: dict, silent_seconds: int) -> None:
 def _connect_peers(state: distributed.State) -> dict[int, Connection]:
     """Connects process 0 with each of the others; JAX's key-value store says where it listens."""
     if state.process_id:
-        port, password = state.client.blocking_key_value_get("reformer/watch", 300_000).split()
+        port, password = state.client.blocking_key_value_get("reformer/watch", 1000 * CONNECT_SECONDS).split()
         host = state.coordinator_address.rpartition(":")[0].strip("[]")
         to_first = connection.Client((host, int(port)), authkey=password.encode())
         to_first.send(state.process_id)
@@ -138,9 +140,11 @@ def _connect_peers(state: distributed.State) -> dict[int, Connection]:
     peers: dict[int, Connection] = {}
     password = secrets.token_hex(16)
     with connection.Listener(("", 0), backlog=state.num_processes, authkey=password.encode()) as listener:
+        # A peer that cannot reach this port ends with an error, which nobody else would hear of.
+        listener._listener._socket.settimeout(CONNECT_SECONDS)  # type: ignore[attr-defined]  # has no public name
         state.client.key_value_set("reformer/watch", f"{listener.address[1]} {password}")
         while len(peers) < state.num_processes - 1:
-            with contextlib.suppress(AuthenticationError, EOFError, OSError):  # somebody else knocked
+            with contextlib.suppress(AuthenticationError, EOFError, ConnectionError):  # somebody else knocked
                 peer = listener.accept()
                 peers[peer.recv()] = peer
     return peers
@@ -157,7 +161,7 @@ class Group:
     def __init__(self, peers: dict[int, Connection], process_id: int, num_processes: int, silent_seconds: int):
         """Starts to give signs of life, and to watch for those of the peers."""
         self._peers, self._process_id, self._num_processes = peers, process_id, num_processes
-        self._max_silent = round(silent_seconds / POLL_SECONDS)
+        self._max_silent = silent_seconds  # a poll takes a second
         self._lock, self._has_failed = threading.Lock(), False
         self._thread = threading.Thread(target=self._watch, name="watch other processes", daemon=True)
         self._thread.start()
@@ -171,7 +175,7 @@ class Group:
     def fail(self, code: int) -> None:
         """Ends this process and tells the others; an ordinary exit would wait for them."""
         self._has_failed = True
-        self._tell(f"process {self._process_id} of {self._num_processes} failed, its own output says why")
+        self._tell(f"process {self._process_id} of {self._num_processes} failed; its own output says why.")
         self._exit(code)
 
     def wait_for_verdict(self) -> None:
@@ -192,13 +196,13 @@ class Group:
                     silent[i] = 0
                     self._hear(i, peer)
                 elif silent[i] > self._max_silent:
-                    self._end(f"{self._name(i)} gave no sign of life for {silent[i] * POLL_SECONDS:.0f} seconds")
+                    self._end(f"{self._name(i)} gave no sign of life for {self._max_silent} seconds. {_START_AGAIN}")
 
     def _hear(self, i: int, peer: Connection) -> None:
         try:
             message = peer.recv()
         except (EOFError, OSError):
-            return self._end(f"{self._name(i)} died")
+            return self._end(f"{self._name(i)} died. {_START_AGAIN}")
         if message == _DONE:
             del self._peers[i]
         elif message != _ALIVE:
@@ -216,7 +220,7 @@ class Group:
     def _end(self, reason: str) -> None:
         if self._has_failed:  # and the others end because of it
             return
-        print(f"error: {reason}. {_START_AGAIN}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
         self._tell(reason)
         self._exit(EXIT_LOST_PROCESS)
 

@@ -57,7 +57,7 @@ class Journal:
         self._file.flush()
         for name, value in record.items():
             if name not in ("split", "step") and isinstance(value, (int, float)):
-                self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+                self._events.add_scalar(f"{record['split']}/{name}", float(value), record["step"])
 
     def close(self) -> None:
         """Closes both."""

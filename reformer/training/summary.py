@@ -14,6 +14,7 @@ from rich.table import Table
 from reformer import sharding
 from reformer.flops import flops_per_token
 from reformer.training.programs import CompiledStep
+from reformer.training.run import Run
 from reformer.training.settings import window_length
 
 WIDTH = 80
@@ -40,11 +41,11 @@ class Summary(NamedTuple):
     record: dict[str, Any]
 
 
-def summarize(run: Any, target: Any, compiled: CompiledStep) -> Summary:
+def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
     """Returns the summary of a run.
 
     Args:
-      run: `loop.Run`.
+      run: what was checked.
       target: Shapes, dtypes and shardings of the training state.
       compiled: Its training step.
     """
@@ -137,7 +138,7 @@ def _kept_bytes(analysis: Any) -> int:
     return analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
 
 
-def _describe_memory(run: Any, length: int, analysis: Any) -> str:
+def _describe_memory(run: Run, length: int, analysis: Any) -> str:
     if analysis is None:
         return "memory: this backend does not tell what a step needs"
     model, training = run.model_config, run.config.training

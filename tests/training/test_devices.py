@@ -53,7 +53,8 @@ def bytes_of_a_device(tree):
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
-@pytest.mark.parametrize(("sizes", "most"), [({"fsdp": 8}, 0.2), ({"fsdp": 2, "tensor": 4}, 0.2), ({}, 1.0)])
+# Embeddings and head, a third of these parameters, are split over fsdp alone.
+@pytest.mark.parametrize(("sizes", "most"), [({"fsdp": 8}, 0.2), ({"fsdp": 2, "tensor": 4}, 0.3), ({}, 1.0)])
 def test_a_device_holds_its_part_of_parameters_and_optimizer_state(config, name, sizes, most):
     config.model.update(num_heads=4, embed_dim=64, mlp_dim=256, head_dim=16)
     config.optimizer.name = name
