@@ -44,7 +44,7 @@ class Stopping:
         self._is_shared = jax.distributed.is_initialized()
         self._signalled = threading.Event()
         self._previous: dict[signal.Signals, Any] = {}
-        self._asked, self._answer = -1, False
+        self._asked, self._num_asked, self._answer = -1, 0, False
 
     def __enter__(self) -> "Stopping":
         """Starts to listen; only the main thread can."""
@@ -91,7 +91,9 @@ class Stopping:
         if not self._is_shared:
             return self._signalled.is_set()
         if step != self._asked:
-            self._asked, self._answer = step, multihost_utils.reached_preemption_sync_point(step)
+            # Not the step: a signal before the first question makes JAX choose 1, which a run that continues has passed.
+            self._asked, self._num_asked = step, self._num_asked + 1
+            self._answer = multihost_utils.reached_preemption_sync_point(self._num_asked)
         return self._answer
 
     def check(self, step: int) -> None:
