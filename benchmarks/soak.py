@@ -13,7 +13,6 @@ import collections
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -25,8 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import jax
+import numpy as np
+
 from benchmarks import record
-from reformer.training import faults
+from configs import base
+from reformer import sharding
+from reformer.training import checkpoint, faults, metrics, programs, settings
 
 SAVE_POINTS = ("save", "save_some", "save_files", "save_manifest", "save_commit", "save_committed", "save_delete")
 OVERRIDES = {
@@ -124,7 +128,7 @@ class Soak:
         workdir = self.directory / name
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
-        journal = [{name: each[name] for name in each if not re.search("second|memory", name)} for each in records]
+        journal = [{name: each[name] for name in each if name not in metrics.MACHINE_DEPENDENT} for each in records]
         files = sorted(str(path.relative_to(workdir)) for path in workdir.glob("*"))
         files += sorted(path.name for path in workdir.glob("checkpoints/*"))
         return {"arrays": _final_arrays(workdir), "journal": journal, "files": files}
@@ -132,13 +136,6 @@ class Soak:
 
 def _final_arrays(workdir: Path) -> dict[str, bytes]:
     """Returns the bytes of every array of the latest checkpoint."""
-    import jax
-    import numpy as np
-
-    from configs import base
-    from reformer import sharding
-    from reformer.training import checkpoint, programs, settings
-
     config = settings.update(base.get_config(), settings.read(workdir))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
@@ -153,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_chains", type=int, default=5, help="of ten kills each")
     num_chains = parser.parse_args().num_chains
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     origin, began, counts = record.provenance(), time.perf_counter(), collections.Counter()
     with tempfile.TemporaryDirectory() as directory:
         soak = Soak(Path(directory))

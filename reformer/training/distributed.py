@@ -24,6 +24,7 @@ from jax._src import clusters, distributed  # the key-value store and the detect
 EXIT_LOST_PROCESS = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed when it is started again
 POLL_SECONDS = 1
 SILENT_SECONDS = 30
+CONNECT_SECONDS = 300  # as long as JAX waits
 _ALIVE, _DONE = "alive", "done"  # any other message is why the run ends
 _START_AGAIN = "Start all processes again with the same command: the run continues from its last checkpoint."
 
@@ -122,7 +123,8 @@ def _connect(arguments: dict, silent_seconds: int) -> None:
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(
             f"the processes of the run did not find each other ({reason}). Check that process 0 runs, that its port is "
-            "free and reachable, and that all have the same --coordinator and --num_processes."
+            "free, that the others reach that port and a second one which it chooses, and that all have the same "
+            "--coordinator and --num_processes."
         ) from error
     _group = Group(peers, state.process_id, state.num_processes, silent_seconds)
 
@@ -130,7 +132,7 @@ def _connect(arguments: dict, silent_seconds: int) -> None:
 def _connect_peers(state: distributed.State) -> dict[int, Connection]:
     """Connects process 0 with each of the others; JAX's key-value store says where it listens."""
     if state.process_id:
-        port, password = state.client.blocking_key_value_get("reformer/watch", 300_000).split()
+        port, password = state.client.blocking_key_value_get("reformer/watch", 1000 * CONNECT_SECONDS).split()
         host = state.coordinator_address.rpartition(":")[0].strip("[]")
         to_first = connection.Client((host, int(port)), authkey=password.encode())
         to_first.send(state.process_id)
@@ -138,9 +140,11 @@ def _connect_peers(state: distributed.State) -> dict[int, Connection]:
     peers: dict[int, Connection] = {}
     password = secrets.token_hex(16)
     with connection.Listener(("", 0), backlog=state.num_processes, authkey=password.encode()) as listener:
+        # A peer that cannot reach this port ends with an error, which nobody else would hear of.
+        listener._listener._socket.settimeout(CONNECT_SECONDS)  # type: ignore[attr-defined]  # has no public name
         state.client.key_value_set("reformer/watch", f"{listener.address[1]} {password}")
         while len(peers) < state.num_processes - 1:
-            with contextlib.suppress(AuthenticationError, EOFError, OSError):  # somebody else knocked
+            with contextlib.suppress(AuthenticationError, EOFError, ConnectionError):  # somebody else knocked
                 peer = listener.accept()
                 peers[peer.recv()] = peer
     return peers

@@ -24,7 +24,7 @@ class EventFile:
         self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
         self._flushed = time.monotonic()
 
-    def add_scalar(self, name: str, value: float, step: int) -> None:
+    def add_scalar(self, name: str, value: float | int, step: int) -> None:
         """Adds a point to the curve `name`; on the disk it is after half a minute at the latest."""
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:

@@ -1,8 +1,9 @@
 """Kills a run where a test wants it: `REFORMER_KILL=POINT:N` ends the process with SIGKILL at the N-th pass of a point.
 
-Without that variable nothing here does anything. The points are `compile` (a program is lowered, XLA has not begun),
-`train`, `evaluate`, `restore` and, in the order of a save, `save` (it begins), `save_some` (one file is written),
-`save_files` (all are), `save_manifest` (before it is written), `save_commit` (after), `save_committed`, `save_delete`.
+`POINT:N:TERM` sends it SIGTERM instead. Without that variable nothing here does anything. The points are `compile` (a
+program is lowered, XLA has not begun), `train`, `evaluate`, `restore` and, in the order of a save, `save` (it begins),
+`save_some` (one file is written), `save_files` (all are), `save_manifest` (before that is written), `save_commit`
+(after it), `save_committed`, `save_delete`.
 """
 
 import collections
@@ -15,15 +16,15 @@ from pathlib import Path
 import jax
 
 VARIABLE = "REFORMER_KILL"
-_POINT, _, _COUNT = os.environ.get(VARIABLE, "").partition(":")
+_POINT, _COUNT, _SIGNAL, *_ = [*os.environ.get(VARIABLE, "").split(":"), "", ""]
 _passed: collections.Counter = collections.Counter()
 
 
 def passes(point: str) -> None:
-    """Notes that the run passes `point`; the last thing it does if that is where it is to be killed."""
+    """Notes that the run passes `point`; the last thing it does if it is to be killed there."""
     _passed[point] += 1
     if point == _POINT and _passed[point] == int(_COUNT or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.Signals[f"SIG{_SIGNAL or 'KILL'}"])
 
 
 def watch_files(directory: Path) -> None:

@@ -121,6 +121,7 @@ def _run_steps(
     if first > config.num_steps:
         return train_state
     train_step = _compile_and_say(run, machinery, programs)
+    machinery.stopper.check(first - 1)
     tokens_per_step = config.batch_size * settings.window_length(run.config)
     reader = metrics.StepReader(
         machinery.journal, machinery.progress, machinery.guard, tokens_per_step, config.log_every_steps

@@ -2,8 +2,6 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
@@ -11,8 +9,7 @@ import pytest
 from configs import base
 from reformer.inspection.__main__ import main, parse
 from reformer.training import settings
-from reformer.training.checkpoint import Checkpoints
-from reformer.training.state import TrainState, init_params
+from tests.training.runs import save_untrained
 
 PNG = b"\x89PNG\r\n"
 
@@ -26,12 +23,7 @@ def workdir(tmp_path_factory):
     sizes = {"max_length": 64, "num_layers": 2, "embed_dim": 16, "mlp_dim": 16, "num_heads": 2, "head_dim": 8}
     config.model.update(**sizes, lsh_chunk_length=8, local_chunk_length=8)
     config.data.update(name="text", path=str(path / "words.txt"), valid_fraction=0.1)
-    settings.write(path / "config.json", config)
-    params = jax.jit(init_params, static_argnums=(0, 1))(settings.model_config(config), 0)
-    state = TrainState(step=jnp.array(3), params=params, optimizer={"count": jnp.array(3)})
-    with Checkpoints(path) as checkpoints:
-        checkpoints.save(state, {"next_index": 0}, {"step": 3}, 8.0)
-    return path
+    return save_untrained(config, path, step=3)
 
 
 def files(path):

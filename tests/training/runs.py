@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reformer.training import checkpoint, loop, metrics
-from reformer.training.state import TrainState
+from reformer.training import checkpoint, loop, metrics, settings
+from reformer.training.checkpoint import Checkpoints
+from reformer.training.state import TrainState, init_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,16 @@ def assert_same_run(one, other):
     """Equal journals and, bit for bit, equal parameters at the last step."""
     assert records(one) == records(other)
     assert_same(*(checkpoint.load(workdir, "latest")[1] for workdir in (one, other)))
+
+
+def save_untrained(config, directory, step=1):
+    """Makes a workdir whose only checkpoint has the initial parameters; returns it."""
+    params = jax.jit(init_params, static_argnums=(0, 1))(settings.validate(config), 0)
+    state = TrainState(step=jnp.array(step), params=params, optimizer={"count": jnp.array(step)})
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state, {"next_index": 0}, {"step": step}, 8.0)
+    settings.write(directory / "config.json", config)
+    return directory
 
 
 def state_of(step):

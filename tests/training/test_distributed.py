@@ -2,6 +2,7 @@
 
 import json
 import time
+from unittest import mock
 
 import pytest
 
@@ -85,6 +86,13 @@ def test_wrong_flags_are_one_sentence(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message) as error:
         train.parse([f"--workdir={tmp_path}", *flags])
     assert "\n" not in str(error.value)
+
+
+def test_a_process_that_cannot_reach_the_watch_does_not_leave_the_first_one_waiting(monkeypatch):
+    monkeypatch.setattr(distributed, "CONNECT_SECONDS", 0.1)
+    state = mock.Mock(spec=distributed.distributed.State, process_id=0, num_processes=2)
+    with pytest.raises(TimeoutError):
+        distributed._connect_peers(state)
 
 
 def test_generating_in_several_processes_is_refused(tmp_path):

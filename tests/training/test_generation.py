@@ -2,29 +2,14 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import generate
-from reformer import generation, num_buckets, painting, sharding
+from reformer import generation, num_buckets, painting
 from reformer.data import images
-from reformer.training import settings, workdir
-from reformer.training.checkpoint import Checkpoints
-from reformer.training.state import TrainState, init_params
-
-
-def save_untrained(config, directory):
-    """Makes a workdir with a checkpoint of initial parameters."""
-    model_config = settings.validate(config)
-    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])), Checkpoints(directory) as checkpoints:
-        params = jax.jit(init_params, static_argnums=(0, 1))(model_config, 0)
-        nothing = jnp.zeros(())
-        checkpoints.save(TrainState(nothing, params, {"none": nothing}), {}, {"step": 1}, None)
-    workdir.write_config(directory, config)
-    return directory
+from tests.training.runs import save_untrained
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def refuse(make_config, tmp_path_factory):
 
 
 @settings(
-    max_examples=160,
+    max_examples=170,
     deadline=None,
     derandomize=True,
     database=None,

@@ -42,7 +42,8 @@ def assert_same_losses(one, other):
     """Equal journals but for the order in which numbers were added."""
     for first, second in zip(records(one), records(other), strict=True):
         assert first.keys() == second.keys() and (first["split"], first["step"]) == (second["split"], second["step"])
-        np.testing.assert_allclose(first["bits_per_byte"], second["bits_per_byte"], rtol=1e-5)
+        if "bits_per_byte" in first:
+            np.testing.assert_allclose(first["bits_per_byte"], second["bits_per_byte"], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -69,24 +70,23 @@ def test_from_one_process_to_two_and_back_through_signals_and_a_kill_the_losses_
 
     def start(name, number, num_processes=1, kill=""):
         workdir, logs = f"--workdir={tmp_path / name}", tmp_path / f"{name}_{number}"
-        environment = {faults.VARIABLE: kill}
+        environment = {faults.VARIABLE: kill, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
         devices = {"num_processes": num_processes, "num_devices": num_processes}
         return Processes(logs, *flags, workdir, environment=environment, **devices)
 
     with start("unmoved", 0) as processes:
         said(*processes.wait())
-    with start("moved", 0) as processes:  # a signal to the only process
-        processes.wait_for("; starting")
-        processes.signal(0, signal.SIGTERM)
+    with start("moved", 0, kill="train:3:TERM") as processes:  # a signal to the only process
         (ended,) = processes.wait()
     first = said(ended)["step"]
-    assert f"stopped after step {first}; the same command continues from there" in ended.out and first < 6
+    assert f"stopped after step {first}; the same command continues from there" in ended.out and first in (3, 4)
     with start("moved", 1, 2) as processes:  # a signal to one of two
-        processes.wait_for(f"continuing after step {first}")
+        processes.wait_for("compiling the training step")
         processes.signal(1, signal.SIGTERM)
         ended = processes.wait()
     second = said(ended[0])["step"]
     assert [each.code for each in ended] == [0, 0] and first < second < 12
+    assert f"continuing after step {first}" in ended[0].out
     with start("moved", 2, 2, "save_commit:1") as processes:  # the writer is killed in the first save
         killed, other = processes.wait()
     assert f"continuing after step {second}" in killed.out
