@@ -96,7 +96,8 @@ def stop_at_batch(monkeypatch, kind, count):
     ("kind", "count", "step"),
     [
         ("training", 3, 3),  # no multiple of anything
-        ("training", 4, 4),  # due for an evaluation, which is left to the next run
+        # due for an evaluation, which is left to the next run
+        pytest.param("training", 4, 4, marks=pytest.mark.slow),
         ("evaluation", 3, 4),  # in the middle of an evaluation (the first batch is the probe of step 2)
     ],
 )
@@ -115,6 +116,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(unbroken, config, tmp_pat
         assert all(checkpoints.metrics(evaluated) for evaluated in {4, 6} & set(checkpoints.steps))
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_evaluation_ends_the_run_with_all_steps_saved(unbroken, config, tmp_path, monkeypatch):
     num_batches = len(loop.prepare(config, str(tmp_path / "run")).data.valid) // 32 // 8
     stop_at_batch(monkeypatch, "evaluation", 1 + 2 * (num_batches + 1) + 2)
