@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from reformer.config import ReformerConfig
+from reformer.sharding import constrain
 
 _TOKEN_SCALE = 1.0  # standard deviation at the start; streams of unit scale rebuild most precisely
 
@@ -31,7 +32,9 @@ class Embeddings(nn.Module):
         dtype = jnp.promote_types(jnp.float32, config.dtype)
         shape = (config.vocab_size, config.embed_dim)
         token = self.param("token", nn.initializers.normal(_TOKEN_SCALE), shape, jnp.dtype(config.param_dtype))
-        embedded = jnp.take(token.astype(dtype), tokens, axis=0, mode="clip")
+        # Whole on every device: from a table in parts along `embed` XLA would exchange embedded tokens.
+        table = constrain(token, "replicated", "replicated").astype(dtype)
+        embedded = jnp.take(table, tokens, axis=0, mode="clip")
         if positions is not None:
             lookup = {"axial": self._axial_at, "learned": self._learned_at, "sinusoidal": self._sinusoidal_at}
             return embedded + lookup[config.position_embedding](positions).astype(dtype)

@@ -1,5 +1,6 @@
 """A small experiment on a small file."""
 
+import os
 import random
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def small_config(text_file: Path) -> ConfigDict:
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Compiles each program once: a run that continues has the programs of the one before."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compilation_cache")))
+    """Compiles each program once for all workers and the processes they start."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    directory = str((base.parent if is_worker else base) / "compilation_cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory  # for processes
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     yield
     jax.config.update("jax_compilation_cache_dir", None)

@@ -38,10 +38,8 @@ def of_one_device(make_config):
     return found
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "fsdp 2 x tensor 2 x data 2" else pytest.mark.slow) for name in MESHES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_twenty_losses_on_every_mesh_equal_those_on_one_device(x64, of_one_device, config, name):
     of_eight, _ = losses(wide_config(config), sharding.make_mesh(**MESHES[name]))
     np.testing.assert_allclose(of_eight, of_one_device, rtol=0, atol=1e-5)
