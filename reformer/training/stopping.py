@@ -91,7 +91,7 @@ class Stopping:
         if not self._is_shared:
             return self._signalled.is_set()
         if step != self._asked:
-            # Not the step: a signal before the first question makes JAX choose 1, which a run that continues has passed.
+            # Not the step: a signal before the first question makes JAX choose 1, and a run that continues is past it.
             self._asked, self._num_asked = step, self._num_asked + 1
             self._answer = multihost_utils.reached_preemption_sync_point(self._num_asked)
         return self._answer
