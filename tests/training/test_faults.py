@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_ends_the_program_with_one_sentence_and_the_same_co
     assert process.returncode == 1
     # A save may fail beside the journal: a sentence for each. TensorStore's threads print what they like.
     sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert 1 <= len(sentences) <= 2
+    assert 1 <= len(sentences) <= 2, errors
     assert all("No space left on device" in sentence and "intact" in sentence for sentence in sentences)
     (workdir / "filler").unlink()
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
