@@ -8,7 +8,7 @@ import jax
 from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
-from reformer.training import checkpoint, command_line, distributed, loop, report, settings, stopping, summary
+from reformer.training import checkpoint, command_line, damage, distributed, loop, report, settings, stopping, summary
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
@@ -82,4 +82,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    damage.hide_unfinished_writes()
     distributed.run(main)

@@ -7,6 +7,7 @@ an axis of an array *is*; this file says where that goes on the current mesh. Th
 constants and the mesh is part of what JAX compiles for, so nothing depends on when it was set.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 
@@ -184,6 +185,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, _spec(("act_batch",), mesh.axis_names))
 
 
+@functools.cache
 def batch_part(mesh: Mesh) -> tuple[int, int]:
     """Which part of every batch this process reads, and how many parts there are.
 

@@ -24,6 +24,21 @@ SMALL = ReformerConfig(
     loss_chunk_length=20,
 )
 
+# Its operations can be counted by hand.
+TINY = ReformerConfig(
+    vocab_size=10,
+    max_length=16,
+    num_layers=2,
+    embed_dim=8,
+    mlp_dim=16,
+    num_heads=2,
+    head_dim=4,
+    attention_pattern=("local", "lsh"),
+    num_hashes=3,
+    local_chunk_length=4,
+    lsh_chunk_length=2,
+)
+
 
 def tokens(config: ReformerConfig, batch: int = 2, length: int | None = None, seed: int = 0) -> jax.Array:
     """Random tokens."""

@@ -8,21 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import attention, memory, peer_gradients, peers, plots, record, train_step
-from reformer import ReformerConfig
-
-TINY = ReformerConfig(
-    vocab_size=10,
-    max_length=16,
-    num_layers=2,
-    embed_dim=8,
-    mlp_dim=16,
-    num_heads=2,
-    head_dim=4,
-    attention_pattern=("local", "lsh"),
-    num_hashes=3,
-    local_chunk_length=4,
-    lsh_chunk_length=2,
-)
+from tests.models import TINY
 
 
 @pytest.mark.parametrize("length", [1, 2, 100, 4096, 5000, 524_288])

@@ -2,22 +2,8 @@
 
 import dataclasses
 
-from reformer import ReformerConfig
 from reformer.flops import flops_per_token
-
-TINY = ReformerConfig(
-    vocab_size=10,
-    max_length=16,
-    num_layers=2,
-    embed_dim=8,
-    mlp_dim=16,
-    num_heads=2,
-    head_dim=4,
-    attention_pattern=("local", "lsh"),
-    num_hashes=3,
-    local_chunk_length=4,
-    lsh_chunk_length=2,
-)
+from tests.models import TINY
 
 
 def test_operations_per_token_equal_a_count_by_hand():

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from reformer.training import distributed
+
 _KINDS = {kind.__name__: kind for kind in (ValueError, OSError)}
 _MAX_BYTES = 2**16
 
@@ -24,7 +26,7 @@ def on_process_0(action: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return action()
-    outcome = _attempt(action) if jax.process_index() == 0 else {}
+    outcome = _attempt(action) if distributed.is_writer() else {}
     message = np.zeros(_MAX_BYTES, np.uint8)
     encoded = json.dumps(outcome).encode()[:_MAX_BYTES]
     message[: len(encoded)] = np.frombuffer(encoded, np.uint8)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.training import agreement, damage, disk, faults, manifest, settings
+from reformer.training import agreement, damage, disk, distributed, faults, manifest, settings
 from reformer.training.state import TrainState, abstract, init_params
 
 NAME = "checkpoints"
@@ -114,7 +114,7 @@ class Checkpoints:
         return damage.set_aside(self.directory)
 
     def _empty_bin(self) -> None:
-        if jax.process_index() == 0 and (self.directory / _BIN).exists():
+        if distributed.is_writer() and (self.directory / _BIN).exists():
             faults.passes("save_delete")
             shutil.rmtree(self.directory / _BIN, ignore_errors=True)
 

@@ -12,6 +12,20 @@ from reformer.training import manifest
 NAME = "damaged"
 
 
+def hide_unfinished_writes() -> None:
+    """Hides what TensorStore prints for each write that a failed save leaves unfinished, for the rest of the program.
+
+    Orbax closes the event loop that these writes report to, and raises the error of the save itself.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def set_aside(directory: Path) -> int | None:
     """Finds the newest intact checkpoint and moves the damaged ones to `damaged/`.
 

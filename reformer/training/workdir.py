@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from reformer.data.source import Source
 from reformer.training import agreement, disk, lock, settings
+from reformer.training.checkpoint import NAME as CHECKPOINTS
 from reformer.training.checkpoint import Checkpoints
 
 # What a run may change when it continues. Everything else decides what the run is.
@@ -60,7 +61,7 @@ def _is_free(name: str) -> bool:
 
 def latest_step(workdir: Path) -> int:
     """Returns the step after which a run in `workdir` would continue, 0 where there is none."""
-    if not (workdir / "checkpoints").is_dir():
+    if not (workdir / CHECKPOINTS).is_dir():
         return 0
     with Checkpoints(workdir, read_only=True) as checkpoints:
         return checkpoints.latest or 0
@@ -68,7 +69,7 @@ def latest_step(workdir: Path) -> int:
 
 def check_data(workdir: Path, data: Source) -> None:
     """Raises a ValueError if the run in `workdir` was trained on other data."""
-    if not (workdir / "checkpoints").is_dir():
+    if not (workdir / CHECKPOINTS).is_dir():
         return
     with Checkpoints(workdir, read_only=True) as checkpoints:
         readable = [step for step in checkpoints.steps if not checkpoints.problem(step, ["meta"])]

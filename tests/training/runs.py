@@ -1,6 +1,9 @@
 """Runs and checkpoints that several tests make and compare."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -34,6 +37,21 @@ def assert_same_run(one, other):
     """Equal journals and, bit for bit, equal parameters at the last step."""
     assert records(one) == records(other)
     assert_same(*(checkpoint.load(workdir, "latest")[1] for workdir in (one, other)))
+
+
+def stop_at_batch(monkeypatch, kind, count):
+    """Sends SIGTERM when the `count`-th training or evaluation batch goes to the devices."""
+    original, seen = loop.batches.to_mesh, []
+
+    def to_mesh(batch, mesh):
+        if ("weights" in batch) == (kind == "evaluation"):
+            seen.append(kind)
+            if len(seen) == count:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)
+        return original(batch, mesh)
+
+    monkeypatch.setattr(loop.batches, "to_mesh", to_mesh)
 
 
 def save_untrained(config, directory, step=1):

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import signal
-import time
 
 import jax
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from reformer import sharding
 from reformer.training import faults, loop, stopping
 from tests.processes import Processes, small_run
-from tests.training.runs import records
+from tests.training.runs import records, stop_at_batch
 
 
 def run_on(num_devices, config, workdir, fsdp=1):
@@ -21,21 +19,6 @@ def run_on(num_devices, config, workdir, fsdp=1):
     prepared = loop.prepare(config, str(workdir))
     mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:num_devices])
     return loop.train(dataclasses.replace(prepared, mesh=mesh))
-
-
-def stop_in_step(monkeypatch, number):
-    """Sends SIGTERM with the `number`-th training batch of the next run."""
-    original, seen = loop.batches.to_mesh, []
-
-    def to_mesh(batch, mesh):
-        if "weights" not in batch:
-            seen.append(batch)
-            if len(seen) == number:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.2)
-        return original(batch, mesh)
-
-    monkeypatch.setattr(loop.batches, "to_mesh", to_mesh)
 
 
 def assert_same_losses(one, other):
@@ -50,7 +33,7 @@ def assert_same_losses(one, other):
 def test_from_one_device_to_eight_and_back_the_losses_are_the_same(config, tmp_path, monkeypatch):
     run_on(1, config, tmp_path / "unmoved")
     for num_devices, fsdp in ((1, 1), (8, 2)):
-        stop_in_step(monkeypatch, 2)
+        stop_at_batch(monkeypatch, "training", 2)
         with pytest.raises(stopping.Stopped):
             run_on(num_devices, config, tmp_path / "moved", fsdp)
         monkeypatch.undo()
@@ -84,8 +67,9 @@ def test_from_one_process_to_two_and_back_through_signals_and_a_kill_the_losses_
         processes.wait_for("compiling the training step")
         processes.signal(1, signal.SIGTERM)
         ended = processes.wait()
+    assert [each.code for each in ended] == [0, 0], ended
     second = said(ended[0])["step"]
-    assert [each.code for each in ended] == [0, 0] and first < second < 12
+    assert first < second < 12
     assert f"continuing after step {first}" in ended[0].out
     with start("moved", 2, 2, "save_commit:1") as processes:  # the writer is killed in the first save
         killed, other = processes.wait()

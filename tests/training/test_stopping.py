@@ -5,13 +5,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from reformer.training import loop, stopping
 from reformer.training.checkpoint import Checkpoints
-from tests.training.runs import ROOT, assert_same_run, run
+from tests.training.runs import ROOT, assert_same_run, run, stop_at_batch
 
 
 def signalled(stopper, number=signal.SIGTERM):
@@ -75,21 +74,6 @@ def unbroken(make_config, tmp_path_factory):
     """A run of 6 steps with evaluations at 4 and 6, and its result."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
     return workdir, run(make_config(), workdir)
-
-
-def stop_at_batch(monkeypatch, kind, count):
-    """Sends SIGTERM when the `count`-th training or evaluation batch goes to the devices."""
-    original, seen = loop.batches.to_mesh, []
-
-    def to_mesh(batch, mesh):
-        if ("weights" in batch) == (kind == "evaluation"):
-            seen.append(kind)
-            if len(seen) == count:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.2)
-        return original(batch, mesh)
-
-    monkeypatch.setattr(loop.batches, "to_mesh", to_mesh)
 
 
 @pytest.mark.parametrize(
