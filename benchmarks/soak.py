@@ -139,7 +139,7 @@ def _final_arrays(workdir: Path) -> dict[str, bytes]:
     config = settings.update(base.get_config(), settings.read(workdir))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        target = programs.make_programs(config, settings.model_config(config), mesh).target
+        target = programs.make_programs(config, mesh).target
         state, _ = checkpoints.restore(checkpoint.choose(checkpoints, "latest"), target)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import duplication
-from reformer.training import checkpoint, evaluation, loop, settings
+from reformer.training import checkpoint, evaluation, loop
 
 PAPER = {
     "full": (100, 94.8, 92.5, 76.9, 52.5),
@@ -56,7 +56,7 @@ def accuracy(preset: str, workdir: Path, attention: str, correct_duplicates: boo
     wanted = evaluation.prepare(config, workdir, "latest", "test")
     with jax.set_mesh(wanted.mesh):
         _, variables = checkpoint.load(workdir, "latest")
-        evaluator = evaluation.make_evaluator(config, settings.model_config(config), wanted.data, "test", wanted.mesh)
+        evaluator = evaluation.make_evaluator(config, wanted.data, "test", wanted.mesh)
         seeds = range(NUM_HASH_SEEDS if attention != "full" else 1)
         return 100 * float(np.mean([evaluator.measure(variables["params"], seed).accuracy for seed in seeds]))
 

@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     """Returns the defaults of every group."""
     config = ConfigDict()
     config.seed = 0  # of the parameters, the training examples, the dropout masks and the training hashes
+    config.task = task_group()
     config.model = model_group()
     config.data = data_group()
     config.optimizer = optimizer_group()
@@ -31,6 +32,13 @@ def model_group() -> ConfigDict:
         group[field.name] = config_dict.placeholder(object) if may_be_none else field.default
         if may_be_none and field.default is not None:
             group[field.name] = field.default
+    return group
+
+
+def task_group() -> ConfigDict:
+    """Returns the fields that say what is learned."""
+    group = ConfigDict()
+    group.name = "language"  # 'language': each token from those before it
     return group
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from reformer import model
+from reformer import trunk
 from reformer.config import ReformerConfig
 from reformer.layers import cached
 from reformer.layers.attention import num_buckets
@@ -173,7 +173,7 @@ def draw_rotations(config: ReformerConfig, rng: PRNGKeyArray) -> Rotations:
     """Draws the rotations of all LSH layers for decoding; None where there are none."""
     if not config.num_lsh_layers:
         return None
-    return model.draw_rotations(config, num_buckets(config.max_length, config), rng)
+    return trunk.draw_rotations(config, num_buckets(config.max_length, config), rng)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="capacity")

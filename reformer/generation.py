@@ -79,7 +79,7 @@ def prepare(
     model_config = settings.validate(config)
     stored = settings.read(workdir)
     changes = settings.differences(stored, config)
-    evaluation.check_changes(changes, settings.model_config(stored), model_config, ("model", "data", "sharding"))
+    evaluation.check_changes(changes, stored, config, ("model", "data", "sharding"))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, wanted)
     sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)

@@ -32,7 +32,9 @@ CHECKED = [
         "model",
         "ops",
         "painting",
+        "tasks",
         "training",
+        "trunk",
     )
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")

@@ -13,14 +13,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer.data.source import Example
+from reformer.data.source import Example, NextToken
 
 _SPLITS = {"train": 0, "valid": 1, "test": 2}
 _NUM_HELD_OUT = 2000  # words of a split that is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
-class DuplicationData:
+class DuplicationData(NextToken):
     """Words drawn at random; each split has its own, the same in every run.
 
     Attributes:

@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 
 from reformer.data import baselines, documents, image_files
 from reformer.data.imagenet64 import read_imagenet64
-from reformer.data.source import Example, chosen_examples
+from reformer.data.source import Example, NextToken, chosen_examples
 
 BEGIN_ID, VOCAB_SIZE = 256, 257
 
@@ -35,7 +35,7 @@ class Images(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImageData:
+class ImageData(NextToken):
     """Images of one size.
 
     Attributes:

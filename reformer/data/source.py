@@ -1,18 +1,19 @@
 """What every kind of data offers, and the batches that are made of it.
 
-An example is a row of targets. The model predicts each target from those before it: its tokens are the targets moved
-right by one behind a begin id.
+A row is an example in the form in which a model takes it: arrays by the names of the arguments of its `loss`.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-Batch = dict[str, np.ndarray]
+Row = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # rows, stacked on axis 0
 
 
 class Example(NamedTuple):
@@ -27,14 +28,12 @@ class Source(Protocol):
     """Data to train and evaluate on.
 
     Attributes:
-        unit: what a target is: 'byte', 'dim' (of an image) or 'symbol'.
-        begin_id: stands before the first target; the ids of targets lie below it.
+        unit: what a target is, such as 'byte', 'dim' (of an image) or 'symbol'.
         description: one line for people.
         fingerprint: another one means that the data were replaced.
     """
 
     unit: str
-    begin_id: int
 
     @property
     def description(self) -> str:
@@ -45,16 +44,57 @@ class Source(Protocol):
         """Another one means that the data were replaced."""
 
     def training_examples(self, length: int, seed: int) -> grain.MapDataset:
-        """Endless examples of exactly `length` targets, at random; raises ValueError if there cannot be any."""
+        """Endless examples at random, which fill a row of `length`; raises ValueError if there cannot be any."""
 
     def num_examples(self, split: str, length: int) -> int:
         """How many examples cover a split: 'train', 'valid' or 'test'; raises ValueError if `length` cannot be."""
 
-    def example(self, split: str, index: int, length: int) -> Example:
-        """The example number `index` of a split, of at most `length` targets."""
+    def example(self, split: str, index: int, length: int) -> Any:
+        """The example number `index` of a split, which fits into a row of `length`."""
+
+    def to_row(self, example: Any, padded_length: int | None) -> Row:
+        """The arrays of an example, which have the same shapes and types for all examples.
+
+        Args:
+            example: of `training_examples` or `example`.
+            padded_length: the row may be shorter and is padded to this; it has `weights` float32, which are 0 in the
+                padding. None = it comes from `training_examples`, and `weights` may be left out where all are 1.
+        """
 
     def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
         """Bits per unit of simpler models, by name, on the examples that `evaluation_batches` reads."""
+
+
+class NextToken(abc.ABC):
+    """A base of sources for language models: each target is predicted from those before it.
+
+    The tokens are the targets moved right by one behind a begin id. Examples are `Example`s.
+    """
+
+    @property
+    @abc.abstractmethod
+    def begin_id(self) -> int:
+        """Stands before the first target; the ids of targets lie below it."""
+
+    def to_row(self, example: Example, padded_length: int | None) -> Row:
+        """As `Source.to_row` has it: `tokens` and `targets` int32, and if padded a `mask` bool, True = real."""
+        targets, weights = example
+        tokens = np.concatenate([np.array([self.begin_id], np.int32), targets[:-1]])
+        if padded_length is None:
+            row = {"tokens": tokens, "targets": targets}
+            return row if weights is None else row | {"weights": weights}
+        weights = np.ones(len(targets), np.float32) if weights is None else weights
+        return {
+            "tokens": pad(tokens, padded_length, self.begin_id),
+            "targets": pad(targets, padded_length, self.begin_id),
+            "weights": pad(weights, padded_length, 0),
+            "mask": np.arange(padded_length) < len(targets),
+        }
+
+
+def pad(array: np.ndarray, length: int, value: Any) -> np.ndarray:
+    """Appends `value` to an array of one axis until it has `length` entries."""
+    return np.pad(array, (0, length - len(array)), constant_values=value)
 
 
 def training_batches(
@@ -71,9 +111,9 @@ def training_batches(
         process_count: number of parts.
 
     Returns:
-        Iterator of `{'tokens', 'targets'}` int32, and `weights` float32 where the source weighs its targets,
-        `[batch_size / process_count, length]`. `get_state()` is `{'next_index': batches so far}`, on any number of
-        processes; `set_state(...)` continues from there with the same batches as an unbroken run.
+        Iterator of rows stacked to `[batch_size / process_count, ...]`. `get_state()` is `{'next_index': batches so
+        far}`, on any number of processes; `set_state(...)` continues from there with the same batches as an unbroken
+        run.
 
     Raises:
         ValueError: no example has this length, or the batch does not divide among the processes.
@@ -81,7 +121,7 @@ def training_batches(
     rows = _rows_per_process(batch_size, process_count)
     # Parts are dealt out after the random choice: dealing out first would give every process the same examples.
     # They lie in each batch one after another, so that it is the same array for any number of processes.
-    parts = source.training_examples(length, seed).map(_ToRow(source.begin_id)).batch(rows, drop_remainder=True)
+    parts = source.training_examples(length, seed).map(_ToRow(source)).batch(rows, drop_remainder=True)
     own = parts[process_index::process_count]
     return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
@@ -108,9 +148,8 @@ def evaluation_batches(
         process_count: number of parts; all have equally many batches.
 
     Returns:
-        Sequence of `{'tokens', 'targets'}` int32, `weights` float32 and `mask` bool (True = real),
-        `[batch_size / process_count, length]`. Behind the end of an example, and in the rows that fill the last batch,
-        the weight is 0 and the mask False.
+        Sequence of padded rows stacked to `[batch_size / process_count, ...]`. The rows that fill the last batch are
+        zeros, their weights as well.
 
     Raises:
         ValueError: the split is empty, or the batch does not divide among the processes.
@@ -134,11 +173,10 @@ def chosen_examples(source: Source, split: str, length: int, max_examples: int |
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ToRow(grain.transforms.Map):
-    begin_id: int
+    source: Source
 
-    def map(self, example: Example) -> Batch:
-        row = {"tokens": _shift_right(example.targets, self.begin_id), "targets": example.targets}
-        return row if example.weights is None else row | {"weights": example.weights}
+    def map(self, example: Any) -> Row:
+        return self.source.to_row(example, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,27 +198,14 @@ class _EvaluationBatches(Sequence):
         batch_size = self.rows * self.process_count
         first = number * batch_size + self.process_index * self.rows
         own = self.indices[first : first + self.rows]
-        rows = [self._row(int(index)) for index in own] + [self._filler()] * (self.rows - len(own))
+        rows = [self._row(int(index)) for index in own]
+        if len(rows) < self.rows:
+            example = rows[0] if rows else self._row(int(self.indices[0]))
+            rows += [{name: np.zeros_like(array) for name, array in example.items()}] * (self.rows - len(rows))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, index: int) -> Batch:
-        row = self._filler()
-        targets, weights = self.source.example(self.split, index, self.length)
-        end = len(targets)
-        row["tokens"][:end] = _shift_right(targets, self.source.begin_id)
-        row["targets"][:end] = targets
-        row["weights"][:end] = 1 if weights is None else weights
-        row["mask"][:end] = True
-        return row
-
-    def _filler(self) -> Batch:
-        ids = np.full(self.length, self.source.begin_id, np.int32)
-        nothing = np.zeros(self.length, np.float32)
-        return {"tokens": ids, "targets": ids.copy(), "weights": nothing, "mask": nothing > 0}
-
-
-def _shift_right(targets: np.ndarray, begin_id: int) -> np.ndarray:
-    return np.concatenate([np.array([begin_id], np.int32), targets[:-1]])
+    def _row(self, index: int) -> Row:
+        return self.source.to_row(self.source.example(self.split, index, self.length), self.length)
 
 
 def _rows_per_process(batch_size: int, process_count: int) -> int:

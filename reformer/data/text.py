@@ -16,13 +16,13 @@ from jaxtyping import Int, Int32
 
 from reformer.data import baselines, documents
 from reformer.data.enwik8 import read_enwik8
-from reformer.data.source import Example, chosen_examples
+from reformer.data.source import Example, NextToken, chosen_examples
 
 PADDING_ID, BEGIN_ID, MASK_ID, VOCAB_SIZE = 256, 257, 258, 259
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextData:
+class TextData(NextToken):
     """Bytes of a text.
 
     Attributes:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -286,28 +287,29 @@ def load(
       mesh: Of devices that share the variables, from `sharding.make_mesh`; None = the default device.
 
     Returns:
-      The config and the variables of `ReformerLM(config)`.
+      The config and the variables of the model, such as `ReformerLM(config)`.
 
     Raises:
       ValueError: If the directory is not the workdir of a run, or has no such checkpoint.
       OSError: If the checkpoint is damaged; 'best' and 'latest' fall back to the next one that is not.
     """
     workdir = Path(workdir)
-    config = settings.model_config(settings.read(workdir))
+    config = settings.read(workdir)
     mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        params = checkpoints.restore_params(choose(checkpoints, step), abstract_params(config, mesh))
-    return config, {"params": params}
+        target = abstract_params(settings.make_model(config), mesh)
+        params = checkpoints.restore_params(choose(checkpoints, step), target)
+    return settings.model_config(config), {"params": params}
 
 
-def abstract_params(config: ReformerConfig, mesh: jax.sharding.Mesh) -> Any:
+def abstract_params(model: nn.Module, mesh: jax.sharding.Mesh) -> Any:
     """Returns the shapes, dtypes and shardings of a model's parameters."""
     with jax.set_mesh(mesh):
-        return abstract(functools.partial(init_params, config, 0), mesh)
+        return abstract(functools.partial(init_params, model, 0), mesh)
 
 
-def param_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+def param_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Returns {'path/to/parameter': shape} of a model."""
-    params = jax.eval_shape(functools.partial(init_params, config, 0))
+    params = jax.eval_shape(functools.partial(init_params, model, 0))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(entry.key for entry in path): leaf.shape for path, leaf in leaves}

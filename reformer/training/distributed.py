@@ -162,7 +162,8 @@ class Group:
         """Starts to give signs of life, and to watch for those of the peers."""
         self._peers, self._process_id, self._num_processes = peers, process_id, num_processes
         self._max_silent = silent_seconds  # a poll takes a second
-        self._lock, self._has_failed = threading.Lock(), False
+        self._running = set(peers)  # those that have not said that they are done
+        self._lock, self._has_failed, self._is_done = threading.Lock(), False, False
         self._thread = threading.Thread(target=self._watch, name="watch other processes", daemon=True)
         self._thread.start()
 
@@ -185,26 +186,26 @@ class Group:
     def _watch(self) -> None:
         # Polls are counted and not seconds: a machine that slept as a whole has lost nobody.
         silent, next_poll = dict.fromkeys(self._peers, 0), time.monotonic()
-        while self._peers and not self._has_failed:
+        while self._running and not self._has_failed:
             if time.monotonic() >= next_poll:
                 next_poll = time.monotonic() + POLL_SECONDS
                 self._tell(_ALIVE)
-                silent = {i: polls + 1 for i, polls in silent.items() if i in self._peers}
-            heard = connection.wait(self._peers.values(), max(0.0, next_poll - time.monotonic()))
-            for i, peer in list(self._peers.items()):
-                if peer in heard:
+                silent = {i: silent[i] + 1 for i in self._running}
+            heard = connection.wait([self._peers[i] for i in self._running], max(0.0, next_poll - time.monotonic()))
+            for i in list(self._running):
+                if self._peers[i] in heard:
                     silent[i] = 0
-                    self._hear(i, peer)
+                    self._hear(i)
                 elif silent[i] > self._max_silent:
                     self._end(f"{self._name(i)} gave no sign of life for {self._max_silent} seconds. {_START_AGAIN}")
 
-    def _hear(self, i: int, peer: Connection) -> None:
+    def _hear(self, i: int) -> None:
         try:
-            message = peer.recv()
+            message = self._peers[i].recv()
         except (EOFError, OSError):
             return self._end(f"{self._name(i)} died. {_START_AGAIN}")
         if message == _DONE:
-            del self._peers[i]
+            self._running.remove(i)  # its connection stays open: it still has to read that this process is done
         elif message != _ALIVE:
             self._end(message)
 
@@ -213,7 +214,10 @@ class Group:
 
     def _tell(self, message: str) -> None:
         with self._lock:
-            for peer in list(self._peers.values()):
+            if self._is_done:  # a message that a process leaves unread when it ends destroys those it sent
+                return
+            self._is_done = message == _DONE
+            for peer in self._peers.values():
                 with contextlib.suppress(OSError):  # one that died is noticed where it is heard
                     peer.send(message)
 

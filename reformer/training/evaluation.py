@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,8 @@ from ml_collections import ConfigDict
 from reformer import sharding
 from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
-from reformer.data.load import load
 from reformer.data.source import Source
-from reformer.model import ReformerLM
+from reformer.tasks import registry
 from reformer.training import batches, checkpoint, occupancy, settings, step
 
 # What may differ from training when a checkpoint is evaluated; within `model`, what leaves the parameters as they are.
@@ -30,19 +30,22 @@ class Scores(NamedTuple):
       bits: Cross-entropy of a target.
       accuracy: Share of the targets that have the largest logit.
       num_targets: Sum of the weights.
+      others: Further means by name, of what a model measures beside these.
     """
 
     bits: float
     accuracy: float
     num_targets: float
+    others: Mapping[str, float] = MappingProxyType({})
 
     def record(self, unit: str) -> dict[str, float]:
         """Returns what is reported; `unit` is what a target is, such as 'byte'."""
-        return {f"bits_per_{unit}": self.bits, "accuracy": self.accuracy}
+        return {f"bits_per_{unit}": self.bits, "accuracy": self.accuracy, **self.others}
 
     def describe(self, unit: str) -> str:
         """Returns the same for people."""
-        return f"{self.bits:.4f} bits/{unit}, accuracy {self.accuracy:.2%}"
+        others = "".join(f", {name} {value:.4f}" for name, value in self.others.items())
+        return f"{self.bits:.4f} bits/{unit}, accuracy {self.accuracy:.2%}{others}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +85,10 @@ class Evaluator:
             total = _add(total, previous)  # read while the current batch is computed
             previous = current
             self.on_batch()
-        (nats, right, weight), buckets = _add(total, previous)
-        scores = Scores(float(nats / weight / math.log(2)), float(right / weight), float(weight))
-        return scores, occupancy.means(buckets)
+        sums, buckets = _add(total, previous)
+        others = {name: float(of_all / weight) for name, (of_all, weight) in sums.others.items()}
+        bits, accuracy = float(sums.nats / sums.weight / math.log(2)), float(sums.right / sums.weight)
+        return Scores(bits, accuracy, float(sums.weight), others), occupancy.means(buckets)
 
 
 def _add(total: Any, results: Any) -> Any:
@@ -97,15 +101,14 @@ def _add(total: Any, results: Any) -> Any:
 
 def make_evaluator(
     config: ConfigDict,
-    model_config: ReformerConfig,
     data: Source,
     split: str,
     mesh: jax.sharding.Mesh,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluator:
-    """Returns an evaluator on a split of parameters that `model_config` fits."""
+    """Returns an evaluator on a split of parameters of the model that `config` describes."""
     evaluation_step = jax.jit(
-        functools.partial(step.evaluation_step, model=ReformerLM(model_config)),
+        functools.partial(step.evaluation_step, model=settings.make_model(config)),
         in_shardings=(None, sharding.batch_sharding(mesh), None),
         out_shardings=jax.NamedSharding(mesh, jax.P()),
         compiler_options=compiler_options(),
@@ -156,10 +159,10 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     model_config = settings.validate(config)
     stored = settings.read(workdir)
     changes = settings.differences(stored, config)
-    check_changes(changes, settings.model_config(stored), model_config)
+    check_changes(changes, stored, config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         chosen = checkpoint.choose(checkpoints, wanted)
-    data = load(config.data, settings.window_length(config))
+    data = registry.load_data(config, settings.window_length(config))
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh)
     batches.evaluation_batches(config, data, split, mesh)
@@ -168,15 +171,15 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
 
 def check_changes(
     changes: dict[str, tuple[Any, Any]],
-    trained: ReformerConfig,
-    wanted: ReformerConfig,
+    trained: settings.Config,
+    wanted: settings.Config,
     groups: tuple[str, ...] = GROUPS,
 ) -> None:
     """Raises a ValueError if trained parameters do not fit the wanted model, or a change is in none of the groups."""
     useless = {name: values for name, values in changes.items() if name.split(".")[0] not in groups}
     if useless:
         raise ValueError(f"{settings.describe(useless)}: this has no effect here. Leave it out.")
-    old, new = checkpoint.param_shapes(trained), checkpoint.param_shapes(wanted)
+    old, new = (checkpoint.param_shapes(settings.make_model(config)) for config in (trained, wanted))
     misfits = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if misfits:
         name = misfits[0]
@@ -195,11 +198,11 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     """
     config = evaluation.config.evaluation
     with jax.set_mesh(evaluation.mesh):
-        target = checkpoint.abstract_params(evaluation.model_config, evaluation.mesh)
+        target = checkpoint.abstract_params(settings.make_model(evaluation.config), evaluation.mesh)
         with checkpoint.Checkpoints(evaluation.workdir, read_only=True) as checkpoints:
             params = checkpoints.restore_params(evaluation.step, target)
         data, split = evaluation.data, evaluation.split
-        evaluator = make_evaluator(evaluation.config, evaluation.model_config, data, split, evaluation.mesh)
+        evaluator = make_evaluator(evaluation.config, data, split, evaluation.mesh)
         scores = evaluator.measure(params, config.hash_seed)
         record = {"split": split, "step": evaluation.step, **scores.record(data.unit)}
         record |= {f"num_{data.unit}s": round(scores.num_targets), "hash_seed": config.hash_seed}

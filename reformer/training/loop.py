@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from reformer import sharding
-from reformer.data.load import load
+from reformer.tasks import registry
 from reformer.training import (
     batches,
     checkpoint,
@@ -44,7 +44,7 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     """
     model_config = settings.validate(config)
     workdir.check(Path(directory), config)
-    data = load(config.data, settings.window_length(config))
+    data = registry.load_data(config, settings.window_length(config))
     workdir.check_data(Path(directory), data)
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh, is_trained=True)
@@ -58,7 +58,7 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
 def dry_run(run: Run) -> summary.Summary:
     """Compiles the training step and returns what is known before the first one; nothing is allocated or written."""
     with jax.set_mesh(run.mesh):
-        programs = make_programs(run.config, run.model_config, run.mesh)
+        programs = make_programs(run.config, run.mesh)
         return summary.summarize(run, programs.target, _compile(run, programs))
 
 
@@ -80,7 +80,7 @@ def train(run: Run) -> dict[str, Any]:
         stack.enter_context(workdir.claimed(run.workdir, run.config))
         stack.enter_context(jax.set_mesh(run.mesh))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(run.config.training.stall_seconds)))
-        programs = make_programs(run.config, run.model_config, run.mesh)
+        programs = make_programs(run.config, run.mesh)
         checkpoints = stack.enter_context(checkpoint.open_to_write(run.workdir, run.config.checkpoint, programs.target))
         iterator = batches.training_batches(run.config, run.data, run.mesh)
         train_state = _start(checkpoints, programs, iterator)

@@ -23,7 +23,6 @@ class Milestones:
         self._scores: Scores | None = None  # of the step that was visited last, if it was evaluated
         evaluator = evaluation.make_evaluator(
             run.config,
-            run.model_config,
             run.data,
             "valid",
             run.mesh,

@@ -10,9 +10,7 @@ from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.compilation import compiler_options
-from reformer.config import ReformerConfig
-from reformer.model import ReformerLM
-from reformer.training import state, step
+from reformer.training import settings, state, step
 from reformer.training.optimizer import make_optimizer, make_schedule
 from reformer.training.state import TrainState
 
@@ -50,14 +48,15 @@ def compile_step(programs: Programs, batch: Mapping[str, jax.ShapeDtypeStruct]) 
     return CompiledStep(compiled, time.monotonic() - began)
 
 
-def make_programs(config: ConfigDict, model_config: ReformerConfig, mesh: jax.sharding.Mesh) -> Programs:
+def make_programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
     """Returns the programs of a run; call it, and them, within `jax.set_mesh(mesh)`."""
     schedule = make_schedule(config.optimizer, config.training.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    init = functools.partial(state.init_state, model_config, optimizer, config.seed)
+    model = settings.make_model(config)
+    init = functools.partial(state.init_state, model, optimizer, config.seed)
     update = functools.partial(
         step.train_step,
-        model=ReformerLM(model_config),
+        model=model,
         optimizer=optimizer,
         schedule=schedule,
         accumulation_steps=config.training.accumulation_steps,

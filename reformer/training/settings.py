@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -15,6 +16,7 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.layers.attention import num_buckets, padded_length
+from reformer.tasks import registry
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
@@ -36,6 +38,7 @@ FIELD_RULES = (
     (*_is_one_of(("adafactor", "adamw")), ["optimizer.name"]),
     (*_is_one_of(("rsqrt", "cosine", "constant")), ["optimizer.schedule"]),
     (*_is_one_of(load.MODULES), ["data.name"]),
+    (*_is_one_of(registry.NAMES), ["task.name"]),
     ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
     ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir"]),
     (
@@ -117,6 +120,11 @@ def model_config(config: Config) -> ReformerConfig:
         raise ValueError("\n".join(f"config.model: {problem}" for problem in str(error).splitlines())) from error
 
 
+def make_model(config: Config) -> nn.Module:
+    """Returns the model that a config describes."""
+    return registry.make_model(config.get("task", registry.DEFAULT), model_config(config))
+
+
 def window_length(config: Config) -> int:
     """Returns the number of tokens in a window."""
     return config["model"]["max_length"] if config["data"]["length"] is None else config["data"]["length"]
@@ -183,10 +191,6 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
             f"config.data.length={data.length} exceeds config.model.max_length={model.max_length}. "
             "Raise max_length or shorten the windows."
         )
-    if not model.causal:
-        yield (
-            "config.model.causal=False would show the model what it predicts. Training and evaluation need causal=True."
-        )
     if "float64" in (model.dtype, model.param_dtype) and not jax.config.read("jax_enable_x64"):
         yield "config.model.dtype or param_dtype='float64' needs the environment variable JAX_ENABLE_X64=1."
     keep_every_steps, every_steps = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
@@ -204,16 +208,12 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
     if list(sharded.values()).count(-1) > 1:
         sizes = ", ".join(f"config.sharding.{name}={size}" for name, size in sharded.items())
         yield f"{sizes}: at most one may be -1, the devices that remain."
-    yield from _problems_of_data(config, model)
+    yield from _problems_of_data(config)
+    yield from registry.problems(config, model, window_length(config))
 
 
-def _problems_of_data(config: ConfigDict, model: ReformerConfig) -> Iterator[str]:
+def _problems_of_data(config: ConfigDict) -> Iterator[str]:
     data = config.data
-    if model.vocab_size < load.vocab_size(data):
-        yield (
-            f"config.model.vocab_size={model.vocab_size} is too small: config.data.name={data.name!r} and the "
-            f"reserved ids need {load.vocab_size(data)}. Raise vocab_size."
-        )
     if data.name == "text" and not data.path:
         yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
     if data.valid_fraction + data.test_fraction >= 1:
@@ -221,10 +221,6 @@ def _problems_of_data(config: ConfigDict, model: ReformerConfig) -> Iterator[str
             f"config.data.valid_fraction={data.valid_fraction} and config.data.test_fraction={data.test_fraction} "
             "leave nothing to train on. Their sum must be below 1."
         )
-    try:
-        load.check_length(data, window_length(config))
-    except ValueError as error:
-        yield f"config.data: {error}"
 
 
 def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool = False) -> None:

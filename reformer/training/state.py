@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from reformer import sharding
-from reformer.config import ReformerConfig
-from reformer.model import ReformerLM
 
 
 @flax.struct.dataclass
@@ -31,15 +30,15 @@ def split_seed(seed: int) -> tuple[jax.Array, jax.Array]:
     return init_rng, steps_rng
 
 
-def init_params(config: ReformerConfig, seed: int) -> Any:
+def init_params(model: nn.Module, seed: int) -> Any:
     """Returns the initial parameters."""
     init_rng, _ = split_seed(seed)
-    return ReformerLM(config).init(init_rng, jnp.zeros((1, 1), jnp.int32))["params"]
+    return model.init(init_rng, method="create")["params"]
 
 
-def init_state(config: ReformerConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """Returns the state before the first update."""
-    params = init_params(config, seed)
+    params = init_params(model, seed)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, optimizer=optimizer.init(params))
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reformer.model import ReformerLM
+from reformer.model import Evaluated
 from reformer.training import occupancy
 from reformer.training.state import TrainState, split_seed
 
-Batch = dict[str, jax.Array]  # 'tokens', 'targets' [batch, length]; 'weights', 'mask' where some targets do not count
+Batch = dict[str, jax.Array]  # named as the arguments of the model's `loss`, the examples on axis 0
 
 
 def step_rngs(seed: int, step: jax.Array) -> dict[str, jax.Array]:
@@ -37,7 +37,7 @@ def train_step(
 
     Args:
       state: Before the update.
-      batch: Arrays [batch, length]; batch is a multiple of `accumulation_steps`.
+      batch: Arrays [batch, ...]; batch is a multiple of `accumulation_steps`.
       model: Has a method `loss`, which returns the sums of nats and of weights.
       optimizer: Turns gradients into updates.
       schedule: Is only read here, to report the learning rate.
@@ -100,41 +100,23 @@ def _split_rows(rows: jax.Array, num_micro_batches: int) -> jax.Array:
 
 def _gradients(model, params, batch, rngs):
     def nats_and_weight(params):
-        return _apply(model, params, batch, rngs, method="loss", deterministic=False)
+        arguments: dict[str, Any] = {**batch, "deterministic": False}
+        return model.apply({"params": params}, rngs=rngs, method="loss", **arguments)
 
     (nats, weight), gradients = jax.value_and_grad(nats_and_weight, has_aux=True)(params)
     return gradients, nats, weight
 
 
-def _apply(model, params, batch, rngs, **kwargs):
-    return model.apply(
-        {"params": params},
-        batch["tokens"],
-        batch["targets"],
-        weights=batch.get("weights"),
-        mask=batch.get("mask"),
-        rngs=rngs,
-        **kwargs,
-    )
-
-
 def evaluation_step(
-    params: Any, batch: Batch, hash_seed: int | jax.Array, *, model: ReformerLM
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], occupancy.Sums]:
+    params: Any, batch: Batch, hash_seed: int | jax.Array, *, model: nn.Module
+) -> tuple[Evaluated, occupancy.Sums]:
     """Evaluates a batch without dropout.
 
     Returns:
-      The sums of nats, of the weights of right guesses and of all weights; and how the tokens of the LSH layers fell
-      into buckets.
+      The sums; and how the tokens of the LSH layers fell into buckets.
     """
-
-    def score(model: ReformerLM):
-        look = functools.partial(occupancy.look, model.config)
-        streams, seen = model.observe(batch["tokens"], look, mask=batch.get("mask"))
-        options = {"weights": batch.get("weights"), "mask": batch.get("mask")}
-        return model.score_streams(streams, batch["targets"], **options), seen
-
     rngs = {"hash": jax.random.key(hash_seed)}
-    results: Any = model.apply({"params": params}, method=score, rngs=rngs)
-    scores, seen = results
-    return scores, occupancy.by_depth(model.config, seen)
+    look = functools.partial(occupancy.look, model.config)
+    arguments: dict[str, Any] = {**batch, "look": look}
+    found: Any = model.apply({"params": params}, rngs=rngs, method="score", **arguments)
+    return found._replace(seen=()), occupancy.by_depth(model.config, found.seen)

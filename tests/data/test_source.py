@@ -89,15 +89,18 @@ def test_evaluation_counts_every_byte_exactly_once(num_bytes, process_count):
     assert {len(part) for part in parts} == {-(-num_bytes // 32)}
     batches = [batch for part in parts for batch in part]
     assert sum(batch["weights"].sum() for batch in batches) == num_bytes
-    rows = np.stack([[batch["targets"] for batch in part] for part in parts], axis=1)  # [batch, process, row, length]
-    assert text.decode(rows.ravel()) == PROSE[:num_bytes]
+    # [batch, process, row, length]
+    rows, counts = (
+        np.stack([[batch[name] for batch in part] for part in parts], axis=1) for name in ("targets", "weights")
+    )
+    assert text.decode(rows[counts > 0]) == PROSE[:num_bytes]
 
 
 def test_evaluation_begins_each_window_anew_and_pads_behind_the_end():
     (batch,) = source.evaluation_batches(_data(valid=bytes([1, 2, 3, 4, 5])), "valid", length=3, batch_size=3)
     begin = pad = text.BEGIN_ID
-    np.testing.assert_array_equal(batch["tokens"], [[begin, 1, 2], [begin, 4, pad], [pad, pad, pad]])
-    np.testing.assert_array_equal(batch["targets"], [[1, 2, 3], [4, 5, pad], [pad, pad, pad]])
+    np.testing.assert_array_equal(batch["tokens"], [[begin, 1, 2], [begin, 4, pad], [0, 0, 0]])
+    np.testing.assert_array_equal(batch["targets"], [[1, 2, 3], [4, 5, pad], [0, 0, 0]])
     np.testing.assert_array_equal(batch["weights"], [[1, 1, 1], [1, 1, 0], [0, 0, 0]])
     np.testing.assert_array_equal(batch["mask"], batch["weights"] == 1)
     assert [batch[name].dtype for name in ("tokens", "targets", "weights", "mask")] == ["int32"] * 2 + ["float32", bool]

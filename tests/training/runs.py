@@ -56,7 +56,7 @@ def stop_at_batch(monkeypatch, kind, count):
 
 def save_untrained(config, directory, step=1):
     """Makes a workdir whose only checkpoint has the initial parameters; returns it."""
-    params = jax.jit(init_params, static_argnums=(0, 1))(settings.validate(config), 0)
+    params = jax.jit(init_params, static_argnums=(0, 1))(settings.make_model(config), 0)
     state = TrainState(step=jnp.array(step), params=params, optimizer={"count": jnp.array(step)})
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(state, {"next_index": 0}, {"step": step}, 8.0)

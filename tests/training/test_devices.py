@@ -6,7 +6,7 @@ import pytest
 
 from reformer import sharding
 from reformer.data import text
-from reformer.training import batches, settings
+from reformer.training import batches
 from reformer.training.programs import make_programs
 from tests.test_sharding import MESHES
 
@@ -21,7 +21,7 @@ def wide_config(config):
 def losses(config, mesh):
     """The losses of all steps, each on its own batch, and the state after them."""
     with jax.set_mesh(mesh):
-        programs = make_programs(config, settings.model_config(config), mesh)
+        programs = make_programs(config, mesh)
         state, iterator = programs.init(), batches.training_batches(config, text.load(config.data), mesh)
         found = []
         for _ in range(config.training.num_steps):
@@ -58,7 +58,7 @@ def test_a_device_holds_its_part_of_parameters_and_optimizer_state(config, name,
     config.optimizer.name = name
     mesh = sharding.make_mesh(**sizes)
     with jax.set_mesh(mesh):
-        state = make_programs(config, settings.model_config(config), mesh).init()
+        state = make_programs(config, mesh).init()
     of_params, of_optimizer = bytes_of_a_device(state.params), bytes_of_a_device(state.optimizer)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     print(f"{name} on {sizes}: {of_params:,} and {of_optimizer:,} bytes of a device, {whole:,} bytes of parameters")

@@ -24,7 +24,7 @@ def run_steps(config, num_steps, devices, **mesh_sizes):
     """Returns the parameters and the metrics of each step, on one batch."""
     mesh, all_metrics = sharding.make_mesh(**mesh_sizes, devices=devices), []
     with jax.set_mesh(mesh):
-        programs = make_programs(config, settings.model_config(config), mesh)
+        programs = make_programs(config, mesh)
         state, batch = programs.init(), batches.to_mesh(batch_of(config, mesh), mesh)
         for _ in range(num_steps):
             state, metrics = programs.train_step(state, batch)

@@ -48,7 +48,7 @@ def test_layers_that_are_alike_share_a_row(known):
 def test_the_rows_add_up_to_all_parameters(known):
     run, result = known
     with jax.set_mesh(run.mesh):
-        params = loop.make_programs(run.config, run.model_config, run.mesh).target.params
+        params = loop.make_programs(run.config, run.mesh).target.params
     table = result.text.split("\nparameters:")[0].splitlines()[1:]
     numbers = [int(word.replace(",", "")) for line in table if line.startswith(" ") for word in [_number(line)]]
     assert sum(numbers) == sum(leaf.size for leaf in jax.tree.leaves(params)) == result.record["num_parameters"]
@@ -73,7 +73,7 @@ def test_adamw_has_twice_the_bytes_of_the_parameters_in_its_state(config, tmp_pa
     config.optimizer.name = "adamw"
     run = loop.prepare(config, str(tmp_path / "run"))
     with jax.set_mesh(run.mesh):
-        target = loop.make_programs(run.config, run.model_config, run.mesh).target
+        target = loop.make_programs(run.config, run.mesh).target
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (target.params, target.optimizer)]
     assert 2 * sizes[0] <= sizes[1] < 2 * sizes[0] + 5
     described = summary._describe_state(target).splitlines()

@@ -1,0 +1,53 @@
+"""Language modelling: every token is predicted from those before it."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from reformer.config import ReformerConfig
+from reformer.data import load
+from reformer.data.source import Source
+from reformer.model import ReformerLM
+
+KINDS = ("text", "images", "duplication")
+
+
+def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
+    """As `registry` has it."""
+    if not model.causal:
+        yield (
+            "config.model.causal=False would show the model what it predicts. config.task.name='language' needs "
+            "causal=True."
+        )
+    yield from problems_of_data(config, model, length, KINDS)
+
+
+def problems_of_data(config: Any, model: ReformerConfig, length: int, kinds: Collection[str]) -> Iterator[str]:
+    """Yields a sentence for each thing that keeps a task from data of which it takes those `kinds`."""
+    data = config.data
+    if load.kind(data.name) not in kinds:
+        names = ", ".join(name for name in load.MODULES if load.kind(name) in kinds)
+        task = f"config.task.name={config.task.name!r}"
+        yield f"config.data.name={data.name!r} is nothing for {task}. Choose from {names}."
+        return
+    if model.vocab_size < load.vocab_size(data):
+        yield (
+            f"config.model.vocab_size={model.vocab_size} is too small: config.data.name={data.name!r} and the "
+            f"reserved ids need {load.vocab_size(data)}. Raise vocab_size."
+        )
+    try:
+        load.check_length(data, length)
+    except ValueError as error:
+        yield f"config.data: {error}"
+
+
+def make_model(task: Mapping[str, Any], model: ReformerConfig) -> nn.Module:
+    """As `registry` has it."""
+    del task
+    return ReformerLM(model)
+
+
+def load_data(config: Any, length: int) -> Source:
+    """As `registry` has it."""
+    return load.load(config.data, length)

@@ -1,0 +1,199 @@
+"""What every model of the family has below its head: embeddings, the stack of layers, and a norm over both streams."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+
+from reformer.config import ReformerConfig
+from reformer.layers import stack
+from reformer.layers.attention import Fixed, falls_back_to_full, num_buckets, padded_length
+from reformer.layers.embeddings import Embeddings
+from reformer.layers.linear import LayerNorm
+from reformer.ops import hashing
+from reformer.ops.dropout import draw_seed, dropout, fold, rows
+from reformer.ops.lengthwise import map_length
+from reformer.sharding import constrain, splits_length
+
+Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
+Streams = tuple[Float[Array, "batch length embed"], Float[Array, "batch length embed"]]
+
+
+class Trunk(nn.Module):
+    """Embeddings, the stack of layers and the norm. A model adds a head; the names of these parts are the same in all.
+
+    Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", arXiv 2001.04451.
+    """
+
+    config: ReformerConfig
+
+    def setup(self):
+        """Declares the parts; a model adds its head."""
+        self.embeddings = self.make_embeddings()
+        self.stack = stack.stacked_blocks(self.config)
+        self.norm = LayerNorm(self.config)
+
+    def make_embeddings(self) -> nn.Module:
+        """The module that `embed` calls; a model whose input is not a row of ids has another one."""
+        return Embeddings(self.config)
+
+    def create(self) -> None:
+        """Visits every parameter, to create them: `model.init(rng, method='create')`."""
+        self(jnp.zeros((1, 1), jnp.int32))
+
+    def run(
+        self,
+        inputs: Array,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+        run_stack: Callable = stack.run_stack,
+    ) -> tuple[Streams, UInt[Array, ""] | None]:
+        """Embeds and runs the stack.
+
+        Args:
+          inputs: what `embed` takes, such as ids [batch, length].
+          mask: True = real token; None = all are.
+          rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
+          deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
+          run_stack: how; `observe` has its own.
+
+        Returns:
+          Both streams after the last layer, and the dropout seed of the head, None = no dropout.
+
+        Raises:
+          ValueError: the sequence is too long, or rotations are wrong or missing.
+        """
+        config = self.config
+        length = inputs.shape[1]
+        if length > config.max_length:
+            raise ValueError(
+                f"length={length} exceeds max_length={config.max_length}. Raise max_length or shorten the input."
+            )
+        seed = self._dropout_seed(deterministic)
+        inputs, mask = _pad(inputs, mask, padded_length(length, config))
+        x = self.embed(inputs)
+        if seed is not None:
+            x = dropout(x, config.dropout_rate, fold(seed, 0), rows(x))
+        x = constrain(x, "act_batch", "act_length", "act_embed")
+        if self.is_initializing():
+            self.stack(x[:1, :1])
+            return (x[:, :length], x[:, :length]), None
+        fixed = self._fixed(x.shape[1], mask, rotations, seed)
+        streams = run_stack(config, self.variables["params"]["stack"], x, fixed)
+        return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
+
+    def embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+        """The vectors that enter the stack, before dropout."""
+        if self.is_initializing() or not splits_length():
+            return self.embeddings(tokens)
+        # The position embeddings of the whole length, which are the same for all examples, would exist on every device.
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+
+        def embed(params, ids):
+            return Embeddings(self.config, parent=None).apply({"params": params}, *ids)
+
+        return map_length(embed, self.variables["params"]["embeddings"], (tokens, positions), None)
+
+    def _dropout_seed(self, deterministic: bool):
+        config = self.config
+        rates = [config.dropout_rate, *map(config.attention_weights_dropout_rate, config.attention_pattern)]
+        if deterministic or not any(rates) or self.is_initializing():
+            return None
+        if not self.has_rng("dropout"):
+            raise ValueError("deterministic=False with dropout needs rngs={'dropout': key}.")
+        return draw_seed(self.make_rng("dropout"))
+
+    def _fixed(self, length: int, mask, rotations, seed):
+        """The fixed inputs of the residual functions, stacked over blocks."""
+        config = self.config
+        pattern, num_blocks = config.attention_pattern, config.num_blocks
+        per_layer = iter(self._rotations(length, rotations))
+        seeds = None
+        if seed is not None:
+            seeds = fold(seed, jnp.arange(2, 2 + 2 * config.num_layers)).reshape(num_blocks, 2 * len(pattern))
+        fixed = []
+        for i, kind in enumerate(pattern):
+            of_attention, of_mlp = (None, None) if seeds is None else (seeds[:, 2 * i], seeds[:, 2 * i + 1])
+            of_layer = next(per_layer) if kind == "lsh" else None
+            fixed += [Fixed(stack.stack_over_blocks(mask, num_blocks), of_layer, of_attention), of_mlp]
+        return tuple(fixed)
+
+    def _rotations(self, length: int, rotations: Rotations | None) -> list:
+        """For every LSH layer of the pattern the rotations of all blocks, stacked."""
+        config = self.config
+        num_in_pattern = config.attention_pattern.count("lsh")
+        if not num_in_pattern or falls_back_to_full(config, length, config.lsh_chunk_length):
+            return [None] * num_in_pattern
+        factors = num_buckets(length, config)
+        if rotations is None:
+            if not self.has_rng("hash"):
+                raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
+            drawn = draw_rotations(config, factors, self.make_rng("hash"))
+            return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
+        if len(rotations) != config.num_lsh_layers:
+            raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
+        for array in rotations:
+            hashing.check_rotations(array.shape, (config.num_heads, config.head_dim), factors)
+            if array.shape[2] != config.num_hashes:
+                raise ValueError(
+                    f"rotations of shape {array.shape} have {array.shape[2]} rounds, num_hashes={config.num_hashes}. "
+                    "Make them equal."
+                )
+        return [jnp.stack(rotations[i::num_in_pattern]) for i in range(num_in_pattern)]
+
+    def observe(
+        self,
+        inputs: Array,
+        look: stack.Observer,
+        *,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+    ) -> tuple[Streams, tuple]:
+        """Runs the model without dropout and looks into the attention of every layer.
+
+        Args:
+          inputs: as in `run`.
+          look: called with the number of the layer within `attention_pattern`, its projections, plan and context;
+            what it returns, a pytree of arrays, is collected. The order of an LSH layer's context holds the buckets.
+          mask: as in `run`.
+          rotations: as in `run`.
+
+        Returns:
+          Both streams after the last layer, and for every layer of the pattern what `look` returned,
+          stacked over blocks.
+
+        Raises:
+          ValueError: as in `run`.
+        """
+        seen: list = []
+
+        def run(config, params, x, fixed):
+            streams, collected = stack.observe_stack(config, params, x, fixed, look)
+            seen.extend(collected)
+            return streams
+
+        streams, _ = self.run(inputs, mask, rotations, run_stack=run)
+        return streams, tuple(seen)
+
+
+def draw_rotations(
+    config: ReformerConfig, factors: tuple[int, ...], rng: PRNGKeyArray
+) -> Float[Array, "layers heads head_dim rounds columns"]:
+    """Draws the rotations of all LSH layers at once: a draw for each would make the program grow with the depth."""
+    dtype = jnp.promote_types(jnp.float32, config.dtype)
+    num_heads = config.num_lsh_layers * config.num_heads
+    drawn = hashing.draw_rotations(rng, num_heads, config.head_dim, config.num_hashes, factors, dtype)
+    return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
+
+
+def _pad(inputs, mask, length: int):
+    """Pads to `length` with masked tokens, as Hugging Face's windows need it."""
+    missing = length - inputs.shape[1]
+    if not missing:
+        return inputs, mask
+    mask = jnp.ones(inputs.shape[:2], bool) if mask is None else mask
+    behind = [(0, 0), (0, missing)]
+    return jnp.pad(inputs, behind + [(0, 0)] * (inputs.ndim - 2)), jnp.pad(mask, behind)
