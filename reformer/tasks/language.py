@@ -1,6 +1,6 @@
 """Language modelling: every token is predicted from those before it."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.source import Source
 from reformer.model import ReformerLM
+from reformer.tasks.registry import Group
 
 KINDS = ("text", "images", "duplication")
 
@@ -42,7 +43,7 @@ def problems_of_data(config: Any, model: ReformerConfig, length: int, kinds: Col
         yield f"config.data: {error}"
 
 
-def make_model(task: Mapping[str, Any], model: ReformerConfig) -> nn.Module:
+def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     """As `registry` has it."""
     del task
     return ReformerLM(model)

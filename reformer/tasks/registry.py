@@ -12,14 +12,17 @@ A task is a module of this package with three functions:
 """
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
 from reformer.config import ReformerConfig
 from reformer.data.source import Source
+
+Group: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
 NAMES = ("language",)
 DEFAULT = {"name": "language"}  # of runs that are older than the group
@@ -30,7 +33,7 @@ def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
     yield from _module(config.task).problems(config, model, length)
 
 
-def make_model(task: Mapping[str, Any], model: ReformerConfig) -> nn.Module:
+def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     """Returns the model that the `task` group names."""
     return _module(task).make_model(task, model)
 
@@ -48,7 +51,7 @@ def load_data(config: Any, length: int) -> Source:
     return _module(config.task).load_data(config, length)
 
 
-def _module(task: Mapping[str, Any]) -> ModuleType:
+def _module(task: Group) -> ModuleType:
     if task["name"] not in NAMES:
         raise ValueError(f"config.task.name={task['name']!r} must be one of {', '.join(NAMES)}.")
     return importlib.import_module(f"reformer.tasks.{task['name']}")

@@ -152,9 +152,9 @@ def test_combinations_are_named_at_once(refuse):
     assert "num_layers=3 is not a multiple" in message
     message = refuse({"model.causal": False, "training.accumulation_steps": 3, "data.path": ""})
     assert [line.split("=")[0].split(" ")[0] for line in message.splitlines()] == [
-        "config.model.causal",
         "config.training.batch_size",
         "config.data.path",
+        "config.model.causal",
     ]
 
 
