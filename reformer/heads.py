@@ -270,8 +270,8 @@ def _dropout(config, x: Float[Array, "batch features"], seed):
     return dropout(x, config.dropout_rate, seed, jnp.arange(len(x)))
 
 
-def _sums(logits: Float[Array, "batch *choices outcomes"], targets: Int[Array, "batch *choices"], weights):
-    """Sums of weighted nats, of the weights whose target has the largest logit, and of weights."""
+def _sums(logits: jax.Array, targets: jax.Array, weights: jax.Array | None):
+    """Sums of weighted nats, of the weights of right targets, and of weights, for logits [*targets, outcomes]."""
     weights = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
     num_outcomes = logits.shape[-1]
     nats = cross_entropy(logits.reshape(len(logits), -1, num_outcomes), targets.reshape(len(targets), -1))

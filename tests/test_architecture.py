@@ -28,7 +28,7 @@ ALLOWED = {
     "decoding": LEAVES | {"ops", "layers", "trunk", "model"},
     "data": LEAVES,
     "tasks": LEAVES | {"model", "heads", "data"},
-    "training": LEAVES | {"ops", "layers", "model", "data", "tasks"},
+    "training": LEAVES | {"ops", "layers", "model", "heads", "data", "tasks"},
     "interop": LEAVES | {"ops", "layers", "model"},
     "generation": LEAVES | {"decoding", "data", "training"},
     "painting": {"data", "generation"},
