@@ -28,7 +28,7 @@ ALLOWED = {
     "data": LEAVES,
     "tasks": LEAVES | {"model", "data"},
     "training": LEAVES | {"ops", "layers", "model", "data", "tasks"},
-    "interop": LEAVES | {"ops", "layers", "model"},
+    "interop": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
     "generation": LEAVES | {"decoding", "data", "training"},
     "painting": {"data", "generation"},
     "inspection": LEAVES | {"ops", "layers", "model", "data", "training"},

@@ -5,7 +5,8 @@
 
 Each case is a random Hugging Face Reformer in float64: `config.json`, `model.safetensors` and `expected.npz` with
 tokens, mask, the rotations that each LSH layer drew (in depth order), logits, and, where Hugging Face can train at that
-length, the gradient of mean(logits^2) for every parameter by its state-dict name.
+length, the gradient of mean(logits^2) for every parameter by its state-dict name. Logits of question answering are
+[batch, length, start or end], those of a bare model its hidden states.
 """
 
 import pathlib
@@ -15,7 +16,14 @@ from unittest import mock
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import ReformerConfig, ReformerForMaskedLM, ReformerModelWithLMHead
+from transformers import (
+    ReformerConfig,
+    ReformerForMaskedLM,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerModel,
+    ReformerModelWithLMHead,
+)
 
 LENGTH = 32
 DEFAULTS = {
@@ -40,6 +48,15 @@ DEFAULTS = {
 }
 BOTH_SIDES = {f"{kind}_num_chunks_after": 1 for kind in ("lsh", "local")} | {"is_decoder": False}
 
+# Other heads than the language models'.
+HEADS = {
+    "classifier": ReformerForSequenceClassification,
+    "question_answerer": ReformerForQuestionAnswering,
+    "bare": ReformerModel,
+    "bare_causal": ReformerModel,
+}
+LABELS = {"id2label": {0: "bad", 1: "good", 2: "ugly"}, "label2id": {"bad": 0, "good": 1, "ugly": 2}}
+
 # Name: (fields, length, real positions of each row). Lengths other than LENGTH cannot train there.
 CASES = {
     "causal_repeated": ({"attn_layers": ["local", "lsh"] * 2}, LENGTH, None),
@@ -62,6 +79,10 @@ CASES = {
         None,
     ),
     "causal_padded_inside": ({"local_attn_chunk_length": 8}, 27, None),
+    "classifier": (BOTH_SIDES | LABELS, LENGTH, [slice(0, 17), slice(0, 32)]),
+    "question_answerer": (BOTH_SIDES | {"hidden_act": "gelu"}, LENGTH, [slice(0, 25), slice(0, 32)]),
+    "bare": (BOTH_SIDES, 19, [slice(0, 11), slice(0, 19)]),
+    "bare_causal": ({"num_hashes": 1, "axial_pos_embds": False}, LENGTH, None),
     "shorter_than_a_chunk": (BOTH_SIDES | {"lsh_attn_chunk_length": 8, "local_attn_chunk_length": 16}, 7, None),
 }
 
@@ -75,7 +96,8 @@ def main(directory: pathlib.Path) -> None:
 def write_case(directory, fields, length, real) -> None:
     """Runs one random model and writes its files."""
     torch.manual_seed(sum(map(ord, directory.name)))
-    model = random_model(fields)
+    language_model = ReformerModelWithLMHead if fields["is_decoder"] else ReformerForMaskedLM
+    model = random_model(HEADS.get(directory.name, language_model), fields)
     tokens = torch.randint(1, fields["vocab_size"], (2, length))
     mask = torch.ones_like(tokens)
     for row, positions in enumerate(real or []):
@@ -94,9 +116,8 @@ def write_case(directory, fields, length, real) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def random_model(fields):
+def random_model(model_class, fields):
     """A model whose every parameter is random, norms and biases too."""
-    model_class = ReformerModelWithLMHead if fields["is_decoder"] else ReformerForMaskedLM
     model = model_class(ReformerConfig(**fields, architectures=[model_class.__name__])).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -114,8 +135,10 @@ def run(model, tokens, mask):
         return rotations[-1]
 
     with mock.patch.object(torch, "randn", draw_and_record):
-        logits = model(tokens, attention_mask=mask).logits
-    return rotations, logits
+        output = model(tokens, attention_mask=mask)
+    if "start_logits" in output:
+        return rotations, torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return rotations, output.logits if "logits" in output else output.last_hidden_state
 
 
 if __name__ == "__main__":
