@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
@@ -14,6 +14,7 @@ PIECES_FILE = "spiece.model"
 _OTHER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")  # of tokenizers that are none of these two
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What both tokenizers offer.
 

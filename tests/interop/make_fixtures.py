@@ -1,14 +1,16 @@
 """Writes the fixtures of this directory with `transformers`; the tests themselves need neither it nor torch.
 
-    pip install transformers==4.57.1 torch==2.13.0
-    python tests/interop/make_fixtures.py [DIRECTORY]
+    pip install transformers==4.57.1 torch==2.13.0 sentencepiece==0.2.0
+    python -m tests.interop.make_fixtures [DIRECTORY]
 
 Each case is a random Hugging Face Reformer in float64: `config.json`, `model.safetensors` and `expected.npz` with
 tokens, mask, the rotations that each LSH layer drew (in depth order), logits, and, where Hugging Face can train at that
 length, the gradient of mean(logits^2) for every parameter by its state-dict name. Logits of question answering are
-[batch, length, start or end], those of a bare model its hidden states.
+[batch, length, start or end], those of a bare model its hidden states. Beside the cases, in `../tokenizer`, lie a tiny
+`spiece.model` and what their tokenizer makes of texts.
 """
 
+import json
 import pathlib
 import sys
 from unittest import mock
@@ -23,7 +25,10 @@ from transformers import (
     ReformerForSequenceClassification,
     ReformerModel,
     ReformerModelWithLMHead,
+    ReformerTokenizer,
 )
+
+from tests import pieces
 
 LENGTH = 32
 DEFAULTS = {
@@ -56,6 +61,8 @@ HEADS = {
     "bare_causal": ReformerModel,
 }
 LABELS = {"id2label": {0: "bad", 1: "good", 2: "ugly"}, "label2id": {"bad": 0, "good": 1, "ugly": 2}}
+
+TEXTS = ["Beautiful is better than ugly.", " two  spaces ", "line\nline", "unknown: é 🙂", "", "x" * 40]
 
 # Name: (fields, length, real positions of each row). Lengths other than LENGTH cannot train there.
 CASES = {
@@ -91,6 +98,7 @@ def main(directory: pathlib.Path) -> None:
     """Writes every case under `directory`."""
     for name, (fields, length, real) in CASES.items():
         write_case(directory / name, DEFAULTS | fields, length, real)
+    write_tokenizer(directory.parent / "tokenizer")
 
 
 def write_case(directory, fields, length, real) -> None:
@@ -114,6 +122,14 @@ def write_case(directory, fields, length, real) -> None:
     np.savez_compressed(directory / "expected.npz", **{name: array.numpy() for name, array in arrays.items()})
     weights = {name: array.detach().clone() for name, array in model.named_parameters()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_tokenizer(directory) -> None:
+    """Trains pieces and writes the ids of texts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = ReformerTokenizer(str(pieces.train(directory / "spiece.model")))
+    ids = {text: tokenizer(text)["input_ids"] for text in TEXTS}
+    (directory / "expected.json").write_text(json.dumps(ids, indent=2) + "\n")
 
 
 def random_model(model_class, fields):
