@@ -45,7 +45,7 @@ class ByteTokenizer:
 
     num_reserved = 2
     vocab_size = num_reserved + 256
-    stop_id = None
+    stop_id: int | None = None
 
     def encode(self, text: str | bytes) -> Int32[np.ndarray, " tokens"]:
         """As `Tokenizer.encode`."""

@@ -30,6 +30,8 @@ TINY = ReformerConfig(
 )
 VOCAB_SIZES = {"reformer-enwik8": ByteTokenizer.vocab_size, "reformer-crime-and-punishment": pieces.VOCAB_SIZE}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
