@@ -117,6 +117,16 @@ def make_model(config: Config) -> nn.Module:
     return registry.make_model(config.get("task", registry.DEFAULT), model_config(config))
 
 
+def check_language_model(workdir: Path, config: Config) -> None:
+    """Raises a ValueError if the run in `workdir`, which has this config, did not train a language model."""
+    task = config.get("task", registry.DEFAULT)["name"]
+    if task != "language":
+        raise ValueError(
+            f"workdir={workdir} is of a run with config.task.name={task!r}. This program needs a language model, such "
+            "as that of configs/stdlib.py."
+        )
+
+
 def window_length(config: Config) -> int:
     """Returns the number of tokens in a window."""
     return config["model"]["max_length"] if config["data"]["length"] is None else config["data"]["length"]
