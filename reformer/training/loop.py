@@ -50,7 +50,7 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     settings.check_sharding(config, mesh, is_trained=True)
     batches.training_batches(config, data, mesh)
     batches.evaluation_batches(config, data, "valid", mesh)
-    finished_step = workdir.latest_step(Path(directory))
+    finished_step = workdir.latest_step(Path(directory)) if profile_steps else 0
     steps = profiling.parse_steps(profile_steps, config.training.num_steps, finished_step)
     return Run(config, model_config, data, mesh, Path(directory), steps)
 
