@@ -90,6 +90,12 @@ def training_group() -> ConfigDict:
     group.batch_size = 8  # examples per update, over all devices and micro-batches
     group.accumulation_steps = 1  # micro-batches per update, one after the other: less memory, same result
     group.log_every_steps = 10  # steps between two records of the training loss
+    # Workdir of a run, or folder of a Hugging Face model, whose parameters are taken where path and shape are the same;
+    # 'DIR:PART' = those of a part, such as the discriminator; '' = all are random.
+    group.init_from = ""
+    # Regular expressions that match whole names of a parameter's path: what they match is not trained, such as
+    # ('embeddings', 'stack').
+    group.frozen = ()
     group.max_skipped_updates = 0  # so many updates in a row whose loss or gradient is not finite are left out
     group.stall_seconds = config_dict.placeholder(object)  # a run without any progress for so long ends; None = never
     group.stall_seconds = 1800.0

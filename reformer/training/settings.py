@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +27,13 @@ def _is_one_of(names: Collection[str]) -> tuple[str, Callable[[Any], bool]]:
     return f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
 
 
+def _are_patterns(value: Any) -> bool:
+    try:
+        return isinstance(value, tuple) and all(pattern and re.compile(pattern) for pattern in value)
+    except (re.error, TypeError):
+        return False
+
+
 # (rule, predicate, fields). The fields of `model` are checked by ReformerConfig; every other one stands here.
 FIELD_RULES = (
     (*_is_one_of(("adafactor", "adamw")), ["optimizer.name"]),
@@ -34,7 +42,8 @@ FIELD_RULES = (
     (*_is_one_of(registry.NAMES), ["task.name"]),
     (*_is_one_of(POOLINGS), ["task.pooling"]),
     ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
-    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir"]),
+    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir", "training.init_from"]),
+    ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
     (
         "an integer of at least 1 and at most 2147483647",
         lambda value: is_integer(value, 1),
