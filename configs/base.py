@@ -38,7 +38,12 @@ def model_group() -> ConfigDict:
 def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
-    group.name = "language"  # 'language': each token from those before it
+    group.name = "language"  # 'language': each token from those before it | 'vision': the label of an image
+    group.num_labels = 2  # of images; more than the largest number of a label
+    group.pooling = "mean"  # what is classified: the 'mean' of all tokens, or the 'first', a class token
+    group.image_size = 64  # vision: pixels of a side
+    group.patch_size = 8  # vision: pixels of a side of a patch, which is a token; model.max_length follows
+    group.patch_order = "rows"  # vision: 'rows' | 'hilbert': along a curve, so that windows of it are squares
     return group
 
 
@@ -46,14 +51,17 @@ def data_group() -> ConfigDict:
     """Returns the fields that say what is read."""
     group = ConfigDict()
     # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder | 'imagenet64': the original tars |
-    # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper
+    # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper | 'labelled_images': a folder
+    # with one sub-folder for each label, or an .npz | 'digits': 1,797 written digits of 8x8 pixels
     group.name = "stdlib"
-    group.path = ""  # file or folder of 'text' and 'images'; a local copy of enwik8 or imagenet64; '' otherwise
+    group.path = ""  # file or folder of 'text' and images; a local copy of enwik8 or imagenet64; '' otherwise
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
     group.length = config_dict.placeholder(object)  # tokens per example; None = model.max_length
     group.skip_bad_images = False  # leave unreadable images and those of another size out, instead of refusing them
+    group.random_flip = False  # labelled images: mirror every second one to train on
+    group.crop_padding = 0  # labelled images: move those to train on by up to so many pixels each way
     group.num_symbols = 127  # of the duplication task
     return group
 

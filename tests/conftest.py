@@ -35,6 +35,7 @@ CHECKED = [
         "tasks",
         "training",
         "trunk",
+        "vision",
     )
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
