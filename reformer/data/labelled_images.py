@@ -193,11 +193,11 @@ def _read_files(config: Any, side: int) -> tuple[list[str] | None, dict[str, Spl
     splits = {}
     for split, files in found.items():
         pixels, kept = decoder.decode_all(files)
-        splits[split] = Split(pixels, np.asarray(labels[split], int)[kept])
+        splits[split] = Split(pixels, labels[split][kept])
     return names, splits, f" ({decoder.num_skipped:,} bad images left out)" if decoder.num_skipped else ""
 
 
-def _labels(config: Any, found: dict[str, image_files.Files]) -> tuple[list[str] | None, dict[str, Sequence[int]]]:
+def _labels(config: Any, found: dict[str, image_files.Files]) -> tuple[list[str] | None, dict[str, np.ndarray]]:
     """The names of the labels, and for every split the number of each image's."""
     path = Path(config.path).expanduser()
     if not path.is_dir():
@@ -210,7 +210,8 @@ def _labels(config: Any, found: dict[str, image_files.Files]) -> tuple[list[str]
                 f"data.path={config.path!r} has {split} images in the folder {unknown!r} and none to train on. Add "
                 f"some, or remove them: {Counter(given[split])[unknown]} images."
             )
-    return names, {split: [names.index(name) for name in given[split]] for split in given}
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, {split: np.array([numbers[name] for name in given[split]], int) for split in given}
 
 
 def _label_name(root: Path, file: Path) -> str:
