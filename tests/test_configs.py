@@ -10,6 +10,7 @@ from configs import enwik8 as enwik8_config
 from configs import imagenet64 as imagenet64_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
+from configs import vit as vit_config
 from reformer.config import ReformerConfig
 from reformer.training import settings
 
@@ -19,6 +20,10 @@ EXPERIMENTS = [
     (text_config, ["", "small", "tiny"]),
     (imagenet64_config, ["", "paper", "small", "tiny"]),
     (duplication_config, ["", "paper", "small", "tiny"]),
+    (
+        vit_config,
+        ["", "patch8", "patch4", "patch2", "patch1", "digits", "tiny", "patch8_full", "patch1_full", "tiny_full"],
+    ),
 ]
 
 
