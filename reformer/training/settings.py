@@ -41,13 +41,20 @@ FIELD_RULES = (
     (*_is_one_of(load.MODULES), ["data.name"]),
     (*_is_one_of(registry.NAMES), ["task.name"]),
     (*_is_one_of(POOLINGS), ["task.pooling"]),
-    ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
+    (*_is_one_of(("rows", "hilbert")), ["task.patch_order"]),
+    (
+        "True or False",
+        lambda value: isinstance(value, bool),
+        ["data.skip_bad_images", "data.random_flip", "sharding.split_length"],
+    ),
     ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir", "training.init_from"]),
     ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
     (
         "an integer of at least 1 and at most 2147483647",
         lambda value: is_integer(value, 1),
         [
+            "task.image_size",
+            "task.patch_size",
             "training.num_steps",
             "training.batch_size",
             "training.accumulation_steps",
@@ -66,7 +73,7 @@ FIELD_RULES = (
     (
         "an integer from 0 to 2147483647",
         lambda value: is_integer(value, 0),
-        ["seed", "evaluation.hash_seed", "optimizer.warmup_steps", "training.max_skipped_updates"],
+        ["seed", "evaluation.hash_seed", "optimizer.warmup_steps", "training.max_skipped_updates", "data.crop_padding"],
     ),
     (
         "a positive integer, or -1 for the devices that remain",
