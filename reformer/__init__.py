@@ -8,6 +8,7 @@ from reformer.config import ReformerConfig
 from reformer.layers.attention import num_buckets
 from reformer.model import ReformerLM
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
+from reformer.vision import ReformerViT
 
 
 def load(workdir):
@@ -30,6 +31,7 @@ def load(workdir):
 __all__ = [
     "ReformerConfig",
     "ReformerLM",
+    "ReformerViT",
     "compiler_options",
     "full_attention",
     "load",

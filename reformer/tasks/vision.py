@@ -1,6 +1,6 @@
 """Image classification: the label of a whole image."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +9,9 @@ from reformer import vision
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.labelled_images import LabelledImages
+from reformer.tasks.registry import Group
 
-KIND = "labelled_images"
-"""What its data are, see `load.kind`."""
+KIND = "labelled_images"  # of data, see `load.kind`
 
 
 def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
@@ -34,7 +34,7 @@ def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
         )
 
 
-def make_model(task: Mapping[str, Any], model: ReformerConfig) -> nn.Module:
+def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     """As `registry` has it."""
     return vision.ReformerViT(model, task["num_labels"], *_geometry(task))
 
@@ -47,5 +47,5 @@ def load_data(config: Any, length: int) -> LabelledImages:
     return data
 
 
-def _geometry(task: Mapping[str, Any]) -> tuple:
+def _geometry(task: Group) -> tuple:
     return tuple(task[name] for name in ("image_size", "patch_size", "pooling", "patch_order"))
