@@ -11,8 +11,7 @@ from reformer.data import load
 from reformer.data.source import Source
 from reformer.tasks.registry import Group
 
-KIND = "labelled_images"
-"""What its data are, see `load.kind`."""
+KIND = "labelled_images"  # of data, see `load.kind`
 
 
 def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:

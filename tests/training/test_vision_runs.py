@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+import generate
+import reformer
 from configs import vit
+from reformer.inspection import __main__ as inspection
 from reformer.training import evaluation, loop, settings
 from tests.training.runs import assert_same_run, records, run
 
@@ -33,6 +36,7 @@ def test_a_run_reports_the_two_accuracies_and_the_buckets(unbroken):
     assert buckets["num_buckets"] == 8 and "layer_1_largest_share" in buckets
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_and_continues_equals_an_unbroken_one(unbroken, tmp_path, monkeypatch):
     original, calls = loop.batches.to_mesh, iter(range(100))
 
@@ -55,6 +59,22 @@ def test_a_checkpoint_is_evaluated_on_the_test_split(unbroken):
     found = evaluation.evaluate(evaluation.prepare(config, workdir, "latest", "test"))
     assert (found["split"], found["num_images"], found["step"]) == ("test", 120, 6)
     assert 0 < found["accuracy"] < found["top_5_accuracy"] < 1
+
+
+def test_a_library_user_gets_the_model_and_its_variables(unbroken):
+    workdir, _ = unbroken
+    model = settings.make_model(settings.read(workdir))
+    config, variables = reformer.load(workdir)
+    assert isinstance(model, reformer.ReformerViT) and model.config == config
+    assert variables["params"]["head"]["kernel"].shape == (64, 10)
+
+
+def test_what_is_made_for_ids_refuses_the_run_in_a_sentence(unbroken):
+    workdir, _ = unbroken
+    with pytest.raises(ValueError, match=r"task.name='vision'. This program needs a language model"):
+        inspection.parse([f"--workdir={workdir}"])
+    with pytest.raises(ValueError, match=r"data\.name='digits' is neither text nor images"):
+        generate.parse([f"--workdir={workdir}"])
 
 
 @pytest.mark.slow
@@ -85,7 +105,6 @@ def test_it_learns_the_digits(tmp_path):
         ("data.length", 8, r"config\.data\.length=8: images are trained and evaluated whole\. Leave it at None"),
         ("data.crop_padding", 8, r"config\.data\.crop_padding=8 must be below config\.task\.image_size=8"),
         ("data.crop_padding", -1, r"config\.data\.crop_padding=-1 must be an integer from 0"),
-        ("data.random_flip", 1, r"config\.data\.random_flip=1 must be True or False"),
     ],
 )
 def test_what_does_not_fit_is_named(field, value, message):
