@@ -26,6 +26,7 @@ CHECKED = [
         "data",
         "decoding",
         "generation",
+        "heads",
         "inspection",
         "interop",
         "layers",

@@ -241,8 +241,8 @@ def _read_digits(config: Any, side: int, augmentation: Augmentation) -> Labelled
     pixels, labels = np.repeat(grey[..., None], 3, axis=3), digits.target
     num_valid, num_test = (round(part * len(labels)) for part in (config.valid_fraction, config.test_fraction))
     ends = [len(labels) - num_valid - num_test, len(labels) - num_test]
-    parts = zip(np.split(pixels, ends), np.split(labels, ends), strict=True)
-    train, valid, test = (Split(*part) for part in parts)
+    pairs = zip(np.split(pixels, ends), np.split(labels, ends), strict=True)
+    train, valid, test = (Split(*pair) for pair in pairs)
     names = [str(digit) for digit in range(10)]
     return LabelledImages("digits of scikit-learn", train, valid, test, augmentation, names)
 

@@ -25,15 +25,11 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Data to train and evaluate on.
+    """Data to train and evaluate on."""
 
-    Attributes:
-        unit: what a target is, such as 'byte', 'dim' (of an image) or 'symbol'.
-        description: one line for people.
-        fingerprint: another one means that the data were replaced.
-    """
-
-    unit: str
+    @property
+    def unit(self) -> str:
+        """What a target is, such as 'byte', 'dim' (of an image) or 'symbol'."""
 
     @property
     def description(self) -> str:
@@ -75,6 +71,16 @@ class NextToken(abc.ABC):
     @abc.abstractmethod
     def begin_id(self) -> int:
         """Stands before the first target; the ids of targets lie below it."""
+
+    @property
+    def num_ids(self) -> int:
+        """The ids below it are those of targets."""
+        return self.begin_id
+
+    @property
+    def mask_id(self) -> int:
+        """Stands in the place of a hidden target, see `masking`; models of other tasks need not know it."""
+        return self.begin_id + 1
 
     def to_row(self, example: Example, padded_length: int | None) -> Row:
         """As `Source.to_row` has it: `tokens` and `targets` int32, and if padded a `mask` bool, True = real."""

@@ -7,7 +7,8 @@ import flax.linen as nn
 
 from reformer import vision
 from reformer.config import ReformerConfig
-from reformer.data import labelled_images, load
+from reformer.data import load
+from reformer.data.source import Source
 from reformer.tasks.registry import Group
 
 KIND = "labelled_images"  # of data, see `load.kind`
@@ -38,10 +39,10 @@ def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     return vision.ReformerViT(model, task["num_labels"], *_geometry(task))
 
 
-def load_data(config: Any, length: int) -> labelled_images.LabelledImages:
+def load_data(config: Any, length: int) -> Source:
     """As `registry` has it."""
     del length  # in patches, of which the data know nothing
-    data = labelled_images.load(config.data, 3 * config.task.image_size**2)
+    data: Any = load.load(config.data, 3 * config.task.image_size**2)
     data.check_labels(config.task.num_labels)
     return data
 

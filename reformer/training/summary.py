@@ -101,7 +101,7 @@ def _kind(names: Sequence[str], leaf: Any, pattern: Sequence[str]) -> _Kind:
 
 
 def _place_in_model(group: str) -> int:
-    return {"embeddings": 0, "feed-forward": 2, "norm": 3, "head": 4}.get(group, 1)
+    return {"embeddings": 0, "feed-forward": 2, "norm": 3, "head_hidden": 4, "head": 5}.get(group, 1)
 
 
 def _describe_layers(kinds: Mapping[_Kind, list[Any]]) -> str:

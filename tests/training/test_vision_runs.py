@@ -71,10 +71,9 @@ def test_a_library_user_gets_the_model_and_its_variables(unbroken):
 
 def test_what_is_made_for_ids_refuses_the_run_in_a_sentence(unbroken):
     workdir, _ = unbroken
-    with pytest.raises(ValueError, match=r"data\.name='digits' is no row of ids. Inspect a run on text or images"):
-        inspection.parse([f"--workdir={workdir}"])
-    with pytest.raises(ValueError, match=r"data\.name='digits' is neither text nor images"):
-        generate.parse([f"--workdir={workdir}"])
+    for program in (inspection, generate):
+        with pytest.raises(ValueError, match=r"task.name='vision'. This program needs a language model"):
+            program.parse([f"--workdir={workdir}"])
 
 
 @pytest.mark.slow
