@@ -93,7 +93,7 @@ class Trunk(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
 
         def embed(params, ids):
-            return Embeddings(self.config, parent=None).apply({"params": params}, *ids)
+            return self.embeddings.clone(parent=None).apply({"params": params}, *ids)
 
         return map_length(embed, self.variables["params"]["embeddings"], (tokens, positions), None)
 
