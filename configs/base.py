@@ -38,7 +38,9 @@ def model_group() -> ConfigDict:
 def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
-    group.name = "language"  # 'language': each token from those before it
+    # 'language': each token from those before it | 'masked': hidden tokens from all others
+    group.name = "language"
+    group.mask_rate = 0.15  # share of the tokens that are hidden
     return group
 
 

@@ -78,7 +78,11 @@ FIELD_RULES = (
         lambda value: _is_number(value) and 0 <= value < 1,
         ["optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "data.test_fraction"],
     ),
-    ("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1, ["data.valid_fraction"]),
+    (
+        "a number above 0 and below 1",
+        lambda value: _is_number(value) and 0 < value < 1,
+        ["data.valid_fraction", "task.mask_rate"],
+    ),
     (
         "None or a positive number that float32 holds",
         lambda value: value is None or (_is_number(value) and value > 0),
