@@ -38,9 +38,14 @@ def model_group() -> ConfigDict:
 def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
-    # 'language': each token from those before it | 'masked': hidden tokens from all others
+    # 'language': each token from those before it | 'masked': hidden tokens from all others | 'electra': which tokens
+    # were made up by a smaller masked model
     group.name = "language"
     group.mask_rate = 0.15  # share of the tokens that are hidden
+    group.generator_scale = 0.25  # electra: widths of the generator relative to the discriminator's
+    group.share = "embeddings"  # electra: what both use; 'embeddings' | 'all', with generator_scale=1.0 | 'none'
+    group.discriminator_weight = 50.0  # electra: of the discriminator's loss, beside 1 for the generator's
+    group.temperature = 1.0  # electra: the generator's logits are divided by it before a token is drawn
     return group
 
 

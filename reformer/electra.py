@@ -34,7 +34,7 @@ class Lot(NamedTuple):
 
     seed: UInt[Array, ""]
     places: UInt[Array, "batch length"]
-    temperature: float
+    temperature: float | int
 
 
 class Generator(ReformerLM):
@@ -135,10 +135,10 @@ class ReformerElectra(nn.Module):
     """
 
     config: ReformerConfig
-    generator_scale: float = 0.25
+    generator_scale: float | int = 0.25
     share: str = "embeddings"
-    discriminator_weight: float = 50.0
-    temperature: float = 1.0
+    discriminator_weight: float | int = 50.0
+    temperature: float | int = 1.0
 
     def __post_init__(self):
         if found := list(problems(self.config, self.generator_scale, self.share)):
@@ -204,7 +204,7 @@ class ReformerElectra(nn.Module):
             {"params": generator},
             tokens,
             targets,
-            self._lot(targets, weights),
+            self._lot(targets, weights, mask),
             weights=_per_example(weights, mask),
             mask=mask,
             deterministic=deterministic,
@@ -245,20 +245,10 @@ class ReformerElectra(nn.Module):
         Raises:
           ValueError: as in `loss`.
         """
-        generator, discriminator = self.split(self.variables["params"])
-        (nats, right, weight), drawn = self.generator.apply(
-            {"params": generator},
-            tokens,
-            targets,
-            self._lot(targets, weights),
-            weights=_per_example(weights, mask),
-            mask=mask,
-            method="score_and_draw",
-            rngs=self._rngs(),
-        )
-        inputs = _replace(targets, drawn, weights, mask)
+        (nats, right, weight), *inputs = self._score_generator(tokens, targets, weights, mask)
+        _, params = self.split(self.variables["params"])
         found: Any = self.discriminator.apply(
-            {"params": discriminator}, *inputs, mask=mask, look=look, method="score", rngs=self._rngs()
+            {"params": params}, *inputs, mask=mask, look=look, method="score", rngs=self._rngs()
         )
         others = {
             "generator_nats": (nats, weight),
@@ -267,17 +257,47 @@ class ReformerElectra(nn.Module):
         }
         return found._replace(nats=nats + self.discriminator_weight * found.nats, others=others | found.others)
 
-    def _lot(self, targets, weights) -> Lot:
+    def replace(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Int[Array, "batch length"],
+        *,
+        weights: Float[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | None = None,
+    ) -> tuple[Int[Array, "batch length"], Int[Array, "batch length"]]:
+        """Returns what the discriminator sees, given the arguments and the key of `score`, and 1 where it is replaced.
+
+        Raises:
+          ValueError: as in `loss`.
+        """
+        _, *inputs = self._score_generator(tokens, targets, weights, mask)
+        return tuple(inputs)
+
+    def _score_generator(self, tokens, targets, weights, mask):
+        params, _ = self.split(self.variables["params"])
+        sums, drawn = self.generator.apply(
+            {"params": params},
+            tokens,
+            targets,
+            self._lot(targets, weights, mask),
+            weights=_per_example(weights, mask),
+            mask=mask,
+            method="score_and_draw",
+            rngs=self._rngs(),
+        )
+        return sums, *_replace(targets, drawn, weights, mask)
+
+    def _lot(self, targets, weights, mask) -> Lot:
         if not self.has_rng("hash"):
             raise ValueError("Replacements are drawn with rngs={'hash': key}, also when deterministic. Pass a key.")
         seed = draw_seed(self.make_rng("hash"))
-        return Lot(seed, number_places(seed, 2 * targets + (weights > 0)), self.temperature)
+        return Lot(seed, number_places(seed, 2 * targets + (weights > 0), mask), self.temperature)
 
     def _rngs(self) -> dict[str, jax.Array]:
         return {name: self.make_rng(name) for name in ("hash", "dropout") if self.has_rng(name)}
 
 
-def generator_config(config: ReformerConfig, scale: float) -> ReformerConfig:
+def generator_config(config: ReformerConfig, scale: float | int) -> ReformerConfig:
     """The config of a generator whose widths are `scale` times those of `config`.
 
     There are fewer heads of the same width where it allows that, and at least one. Axial tables of its own share the
@@ -289,7 +309,7 @@ def generator_config(config: ReformerConfig, scale: float) -> ReformerConfig:
     if scale == 1:
         return config
 
-    def scaled(size: int, scale: float = scale) -> int:
+    def scaled(size: int, scale: float | int = scale) -> int:
         return max(1, round(scale * size))
 
     num_heads = scaled(config.num_heads)
@@ -298,7 +318,7 @@ def generator_config(config: ReformerConfig, scale: float) -> ReformerConfig:
     return dataclasses.replace(config, axial_dims=None, num_heads=num_heads, head_dim=head_dim, **sizes)
 
 
-def problems(config: ReformerConfig, generator_scale: float, share: str) -> Iterator[str]:
+def problems(config: ReformerConfig, generator_scale: float | int, share: str) -> Iterator[str]:
     """Yields a sentence for each thing that does not fit a `ReformerElectra`."""
     if config.causal:
         yield "causal=True hides from each token what stands after it. ELECTRA needs causal=False."

@@ -27,9 +27,7 @@ def rows(x: jax.Array) -> jax.Array:
     return jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
 
 
-def random_bits(
-    seed: UInt[Array, ""], row: Integer[Array, "..."], column: Integer[Array, "..."]
-) -> UInt[Array, "..."]:
+def random_bits(seed: UInt[Array, ""], row: Integer[Array, "..."], column: Integer[Array, "..."]) -> UInt[Array, "..."]:
     """32 bits for every (row, column), broadcast together."""
     row_hash = _mix(row.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + seed)
     column_hash = column.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)

@@ -8,16 +8,26 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from reformer.ops.dropout import random_bits, rows
 from reformer.ops.lengthwise import map_length
 
 
-def number_places(seed: UInt[Array, ""], ids: Int[Array, "batch length"]) -> UInt[Array, "batch length"]:
-    """Numbers all places by chance; equal rows have equal numbers, and other rows others (but for one pair in 2^32)."""
+def number_places(
+    seed: UInt[Array, ""], ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"] | None = None
+) -> UInt[Array, "batch length"]:
+    """Numbers all places by chance; equal rows have equal numbers, and other rows others (but for one pair in 2^32).
+
+    Args:
+      seed: another one gives other numbers.
+      ids: what the rows hold.
+      mask: True = counts in what a row holds; None = all do.
+    """
     position = jnp.arange(ids.shape[1], dtype=jnp.uint32)[None]
-    row = jnp.sum(random_bits(seed, position, ids), axis=1, keepdims=True, dtype=jnp.uint32)
+    bits = random_bits(seed, position, ids)
+    bits = bits if mask is None else jnp.where(mask, bits, 0)
+    row = jnp.sum(bits, axis=1, keepdims=True, dtype=jnp.uint32)
     return random_bits(seed, row, position)
 
 
@@ -37,7 +47,7 @@ def draw_in_chunks(
     inputs,
     seed: UInt[Array, ""],
     places: UInt[Array, "batch length"],
-    temperature: float,
+    temperature: float | int,
     fixed=None,
 ) -> Int[Array, "batch length"]:
     """Draws an id for every place from the softmax of logits / temperature; no gradient passes.

@@ -40,7 +40,7 @@ FIELD_RULES = (
     (*_is_one_of(load.MODULES), ["data.name"]),
     (*_is_one_of(registry.NAMES), ["task.name"]),
     ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
-    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir"]),
+    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir", "task.share"]),
     (
         "an integer of at least 1 and at most 2147483647",
         lambda value: _is_integer(value, 1),
@@ -71,7 +71,15 @@ FIELD_RULES = (
     (
         "a positive number that float32 holds",
         lambda value: _is_number(value) and value > 0,
-        ["optimizer.learning_rate", "optimizer.epsilon", "optimizer.update_clip", "optimizer.factored_decay"],
+        [
+            "optimizer.learning_rate",
+            "optimizer.epsilon",
+            "optimizer.update_clip",
+            "optimizer.factored_decay",
+            "task.discriminator_weight",
+            "task.generator_scale",
+            "task.temperature",
+        ],
     ),
     (
         "a number of at least 0 and below 1",
@@ -240,7 +248,8 @@ def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool
     if is_trained:
         name = "config.training.batch_size" + " / accumulation_steps" * (training.accumulation_steps > 1)
         batch_sizes[name] = training.batch_size // training.accumulation_steps
-    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model))
+    companions = registry.companions(config.get("task", registry.DEFAULT), model)
+    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model), companions)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
