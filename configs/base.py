@@ -38,14 +38,16 @@ def model_group() -> ConfigDict:
 def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
-    # 'language': each token from those before it | 'masked': hidden tokens from all others | 'electra': which tokens
-    # were made up by a smaller masked model
+    # 'language': each token from those before it | 'masked': hidden tokens from all others |
+    # 'electra': which tokens a smaller masked model made up | 'classification': the label of a whole example
     group.name = "language"
-    group.mask_rate = 0.15  # share of the tokens that are hidden
-    group.generator_scale = 0.25  # electra: widths of the generator relative to the discriminator's
-    group.share = "embeddings"  # electra: what both use; 'embeddings' | 'all', with generator_scale=1.0 | 'none'
-    group.discriminator_weight = 50.0  # electra: of the discriminator's loss, beside 1 for the generator's
-    group.temperature = 1.0  # electra: the generator's logits are divided by it before a token is drawn
+    group.mask_rate = 0.15  # of 'masked' and 'electra': share of the tokens that are hidden
+    group.generator_scale = 0.25  # of 'electra': widths of the generator relative to the discriminator's
+    group.share = "embeddings"  # of 'electra': what both use; 'embeddings' | 'all', with generator_scale=1.0 | 'none'
+    group.discriminator_weight = 50.0  # of 'electra': of the discriminator's loss, beside 1 for the generator's
+    group.temperature = 1.0  # of 'electra': the generator's logits are divided by it before a token is drawn
+    group.num_labels = 20  # of 'classification'; the data may have fewer
+    group.pooling = "mean"  # of 'classification': over which the head stands, the 'first' token or the 'mean' of all
     return group
 
 
@@ -53,15 +55,17 @@ def data_group() -> ConfigDict:
     """Returns the fields that say what is read."""
     group = ConfigDict()
     # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder | 'imagenet64': the original tars |
-    # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper
+    # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper | 'packages': windows of text
+    # that are labelled with their folder, of the standard library or of any folder of folders
     group.name = "stdlib"
-    group.path = ""  # file or folder of 'text' and 'images'; a local copy of enwik8 or imagenet64; '' otherwise
+    group.path = ""  # file or folder of 'text', 'images', 'packages'; a local copy of enwik8, imagenet64; '' otherwise
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
     group.length = config_dict.placeholder(object)  # tokens per example; None = model.max_length
     group.skip_bad_images = False  # leave unreadable images and those of another size out, instead of refusing them
     group.num_symbols = 127  # of the duplication task
+    group.examples_per_label = 50  # of 'packages': windows of each folder to train on
     return group
 
 

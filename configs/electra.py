@@ -6,7 +6,7 @@ Time:     not measured yet
 Result:   not measured yet
 
 The model of configs/masked.py as discriminator, and a generator of a quarter of its widths. Of use afterwards is the
-discriminator: --config.training.init_from=runs/electra. What is reported is explained in docs/electra.md.
+discriminator: --config.training.init_from=runs/electra:discriminator. What is reported is explained in docs/electra.md.
 Other text: --config.data.name=text --config.data.path=FILE_OR_FOLDER.
 Presets: `tiny` is a smaller model that trains in a few minutes.
 """

@@ -20,7 +20,7 @@ def get_config(preset: str = "") -> ConfigDict:
     base.check_preset(preset, ["tiny"])
     config = base.get_config()
     config.task.update(name="masked", mask_rate=0.15)
-    config.data.update(name="stdlib", valid_fraction=0.02, test_fraction=0.02)
+    config.data.update(name="stdlib", valid_fraction=0.1, test_fraction=0.1)
     config.model.update(
         causal=False,
         attention_pattern=("local", "lsh"),
@@ -39,7 +39,7 @@ def get_config(preset: str = "") -> ConfigDict:
     )
     config.optimizer.update(name="adamw", schedule="cosine", learning_rate=0.002, warmup_steps=200, clip_norm=1.0)
     config.training.update(num_steps=10_000, batch_size=16, log_every_steps=50)
-    config.evaluation.update(every_steps=1000, batch_size=32, num_hash_seeds=3)
+    config.evaluation.update(every_steps=1000, batch_size=32, max_examples=512, num_hash_seeds=3)
     config.checkpoint.every_steps = 500
     if preset == "tiny":
         config.model.update(max_length=128, num_layers=2, embed_dim=64, mlp_dim=128, head_dim=32, num_hashes=1)

@@ -5,6 +5,7 @@ Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", ar
 
 from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
+from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier, TokenClassifier
 from reformer.layers.attention import num_buckets
 from reformer.model import ReformerLM
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
@@ -28,8 +29,12 @@ def load(workdir):
 
 
 __all__ = [
+    "QuestionAnswerer",
     "ReformerConfig",
+    "ReformerEncoder",
     "ReformerLM",
+    "SequenceClassifier",
+    "TokenClassifier",
     "compiler_options",
     "full_attention",
     "load",

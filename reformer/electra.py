@@ -38,7 +38,7 @@ class Lot(NamedTuple):
 
 
 class Generator(ReformerLM):
-    """A masked language model whose embeddings may be those of a wider model: a dense layer brings them to its width."""
+    """A masked language model whose embeddings may be those of a wider model, brought to its width by a dense layer."""
 
     embeddings_config: ReformerConfig
 

@@ -179,6 +179,14 @@ class Trunk(nn.Module):
         streams, _ = self.run(inputs, mask, rotations, run_stack=run)
         return streams, tuple(seen)
 
+    def run_and_look(
+        self, inputs: Array, mask, rotations: Rotations | None, look: stack.Observer | None
+    ) -> tuple[Streams, tuple]:
+        """`observe`, or if `look` is None `run` without dropout, where nothing is seen: ()."""
+        if look is None:
+            return self.run(inputs, mask, rotations)[0], ()
+        return self.observe(inputs, look, mask=mask, rotations=rotations)
+
 
 def draw_rotations(
     config: ReformerConfig, factors: tuple[int, ...], rng: PRNGKeyArray

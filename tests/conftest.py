@@ -27,6 +27,7 @@ CHECKED = [
         "decoding",
         "electra",
         "generation",
+        "heads",
         "inspection",
         "interop",
         "layers",

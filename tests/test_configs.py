@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from configs import base
+from configs import classify as classify_config
 from configs import duplication as duplication_config
 from configs import enwik8 as enwik8_config
 from configs import imagenet64 as imagenet64_config
@@ -21,6 +22,7 @@ EXPERIMENTS = [
     (imagenet64_config, ["", "paper", "small", "tiny"]),
     (duplication_config, ["", "paper", "small", "tiny"]),
     (masked_config, ["", "tiny"]),
+    (classify_config, ["", "tiny"]),
 ]
 
 

@@ -268,5 +268,5 @@ def test_what_cannot_be_is_refused_with_a_repair(fields, message):
 
 
 def test_a_draw_needs_a_key():
-    with pytest.raises(ValueError, match="drawn with rngs=.'hash': key"):
+    with pytest.raises(ValueError, match=r"drawn with rngs=.'hash': key"):
         PLAIN.apply({"params": params_of(PLAIN)}, **batch(), method="loss")

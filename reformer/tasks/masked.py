@@ -1,6 +1,6 @@
 """Masked language modelling: hidden bytes of a text are predicted from what stands on both sides."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ from reformer.data.masking import Masked
 from reformer.data.source import Source
 from reformer.model import ReformerLM
 from reformer.tasks.language import problems_of_data, problems_of_direction
+from reformer.tasks.registry import Group
 
 KINDS = ("text",)
 
@@ -21,7 +22,7 @@ def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
     yield from problems_of_data(config, model, length, KINDS)
 
 
-def make_model(task: Mapping[str, Any], model: ReformerConfig) -> nn.Module:
+def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     """As `registry` has it."""
     del task
     return ReformerLM(model)
