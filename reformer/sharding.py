@@ -41,6 +41,8 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"generator/projection/kernel", ("embed", "replicated")),
     (r"generator/projection/bias", ("replicated",)),
     (r"embeddings/(axial_\d+|position)", ("replicated", "replicated")),
+    (r"embeddings/patch/kernel", ("replicated", "replicated")),
+    (r"embeddings/class_token", ("replicated",)),
     (r"norm/(scale|bias)", ("replicated",)),
     (r"attention/(query_key|query|key|value)/kernel", ("embed", "heads", "head_dim")),
     (r"attention/output/kernel", ("heads", "head_dim", "embed")),

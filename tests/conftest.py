@@ -37,6 +37,7 @@ CHECKED = [
         "tasks",
         "training",
         "trunk",
+        "vision",
     )
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")

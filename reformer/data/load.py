@@ -9,6 +9,7 @@ from reformer.data.source import Source
 MODULES = {"stdlib": "text", "enwik8": "text", "text": "text"}
 MODULES |= {"imagenet64": "images", "images": "images", "duplication": "duplication"}
 MODULES |= {"packages": "packages"}
+MODULES |= {"labelled_images": "labelled_images", "digits": "labelled_images"}
 
 
 def load(config: Any, length: int) -> Source:
@@ -25,7 +26,7 @@ def load(config: Any, length: int) -> Source:
 
 
 def kind(name: str) -> str | None:
-    """What data of a name are: 'text', 'images', 'duplication' or 'packages'; None if there is no such name."""
+    """What data of a name are, such as 'text', 'images' or 'packages'; None if there is no such name."""
     return MODULES.get(name)
 
 

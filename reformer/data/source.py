@@ -25,15 +25,11 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Data to train and evaluate on.
+    """Data to train and evaluate on."""
 
-    Attributes:
-        unit: what a target is, such as 'byte', 'dim' (of an image) or 'symbol'.
-        description: one line for people.
-        fingerprint: another one means that the data were replaced.
-    """
-
-    unit: str
+    @property
+    def unit(self) -> str:
+        """What a target is, such as 'byte', 'dim' (of an image) or 'symbol'."""
 
     @property
     def description(self) -> str:

@@ -30,7 +30,7 @@ from reformer.data.source import Source
 
 Group: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
-NAMES = ("language", "masked", "electra", "classification")
+NAMES = ("language", "masked", "electra", "classification", "vision")
 DEFAULT = {"name": "language"}  # of runs that are older than the group
 
 

@@ -106,7 +106,7 @@ def _kind(names: Sequence[str], leaf: Any, pattern: Sequence[str]) -> _Kind:
 def _place_in_model(group: str) -> tuple[str, int]:
     """Of a model's group of parameters, with the name of the model in front where there are several."""
     model, _, part = group.rpartition(": ")
-    return model, {"embeddings": 0, "feed-forward": 2, "norm": 3, "head": 4}.get(part, 1)
+    return model, {"embeddings": 0, "feed-forward": 2, "norm": 3, "head_hidden": 4, "head": 5}.get(part, 1)
 
 
 def _describe_layers(kinds: Mapping[_Kind, list[Any]]) -> str:
