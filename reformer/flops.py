@@ -3,7 +3,7 @@
 from reformer.config import ReformerConfig
 
 
-def flops_per_token(config: ReformerConfig, length: int) -> float:
+def flops_per_token(config: ReformerConfig, length: int, num_outputs: int | None = None) -> float:
     """Returns the matrix-product operations per token of a training step; a multiplication and an addition are two.
 
     A forward pass, twice its cost for the cotangents, and once more to compute the values again if it is reversible.
@@ -12,6 +12,7 @@ def flops_per_token(config: ReformerConfig, length: int) -> float:
     Args:
       config: Of the model.
       length: Tokens of an example.
+      num_outputs: Of the head at every token; None = one for every id, a language model.
     """
     width = config.num_heads * config.head_dim
     total = 0.0
@@ -21,7 +22,8 @@ def flops_per_token(config: ReformerConfig, length: int) -> float:
         rounds = config.num_hashes if kind == "lsh" else 1
         total += linear + rounds * 4 * width * _keys_per_query(config, kind, length)
     passes = 4 if config.reversible else 3
-    return passes * config.num_blocks * total + 3 * 2 * 2 * config.embed_dim * config.vocab_size
+    num_outputs = config.vocab_size if num_outputs is None else num_outputs
+    return passes * config.num_blocks * total + 3 * 2 * 2 * config.embed_dim * num_outputs
 
 
 def _keys_per_query(config: ReformerConfig, kind: str, length: int) -> float:

@@ -25,6 +25,7 @@ CHECKED = [
     for part in (
         "data",
         "decoding",
+        "electra",
         "generation",
         "heads",
         "inspection",

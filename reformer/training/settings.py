@@ -47,7 +47,11 @@ FIELD_RULES = (
         lambda value: isinstance(value, bool),
         ["data.skip_bad_images", "data.random_flip", "sharding.split_length"],
     ),
-    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir", "training.init_from"]),
+    (
+        "text in quotes",
+        lambda value: isinstance(value, str),
+        ["data.path", "data.cache_dir", "task.share", "training.init_from"],
+    ),
     ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
     (
         "an integer of at least 1 and at most 2147483647",
@@ -83,7 +87,15 @@ FIELD_RULES = (
     (
         "a positive number that float32 holds",
         lambda value: is_number(value) and value > 0,
-        ["optimizer.learning_rate", "optimizer.epsilon", "optimizer.update_clip", "optimizer.factored_decay"],
+        [
+            "optimizer.learning_rate",
+            "optimizer.epsilon",
+            "optimizer.update_clip",
+            "optimizer.factored_decay",
+            "task.discriminator_weight",
+            "task.generator_scale",
+            "task.temperature",
+        ],
     ),
     (
         "a number of at least 0 and below 1",
@@ -262,7 +274,8 @@ def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool
     if is_trained:
         name = "config.training.batch_size" + " / accumulation_steps" * (training.accumulation_steps > 1)
         batch_sizes[name] = training.batch_size // training.accumulation_steps
-    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model))
+    companions = registry.companions(config.get("task", registry.DEFAULT), model)
+    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model), companions)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reformer import sharding
-from reformer.flops import flops_per_token
+from reformer.tasks import registry
 from reformer.training.programs import CompiledStep
 from reformer.training.run import Run
 from reformer.training.settings import window_length
@@ -51,7 +51,7 @@ def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
     """
     length = window_length(run.config)
     num_tokens = run.config.training.batch_size * length
-    num_flops = flops_per_token(run.model_config, length) * num_tokens
+    num_flops = registry.flops_per_token(run.config.task, run.model_config, length) * num_tokens
     analysis = compiled.call.memory_analysis()
     lines = [
         _parameter_table(target.params, run.model_config.attention_pattern),
@@ -74,9 +74,12 @@ def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
 
 def _parameter_table(params: Any, pattern: Sequence[str]) -> str:
     groups: dict[str, dict[_Kind, list[Any]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    models = [name for name, tree in params.items() if isinstance(tree, Mapping) and "stack" in tree]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        kind = _kind([entry.key for entry in path], leaf, pattern)
-        groups[kind.group][kind].append(leaf)
+        names = [entry.key for entry in path]
+        model = f"{names.pop(0)}: " if names[0] in models else ""
+        kind = _kind(names, leaf, pattern)
+        groups[model + kind.group][kind].append(leaf)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("parameters", "shape", "number", "per device", "split over"):
         table.add_column(title, justify="right" if title in ("number", "per device") else "left", no_wrap=True)
@@ -100,8 +103,10 @@ def _kind(names: Sequence[str], leaf: Any, pattern: Sequence[str]) -> _Kind:
     return _Kind(attention + names[2].replace("_", "-"), "/".join(names[3:]), leaf.shape[1:], split)
 
 
-def _place_in_model(group: str) -> int:
-    return {"embeddings": 0, "feed-forward": 2, "norm": 3, "head_hidden": 4, "head": 5}.get(group, 1)
+def _place_in_model(group: str) -> tuple[str, int]:
+    """Of a model's group of parameters, with the name of the model in front where there are several."""
+    model, _, part = group.rpartition(": ")
+    return model, {"embeddings": 0, "feed-forward": 2, "norm": 3, "head_hidden": 4, "head": 5}.get(part, 1)
 
 
 def _describe_layers(kinds: Mapping[_Kind, list[Any]]) -> str:
