@@ -25,6 +25,7 @@ CHECKED = [
     for part in (
         "data",
         "decoding",
+        "encoder_decoder",
         "generation",
         "inspection",
         "interop",

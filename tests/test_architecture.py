@@ -24,6 +24,7 @@ ALLOWED = {
     "layers": LEAVES | {"ops"},
     "trunk": LEAVES | {"ops", "layers"},
     "model": LEAVES | {"ops", "layers", "trunk"},
+    "encoder_decoder": LEAVES | {"ops", "layers", "trunk", "model"},
     "decoding": LEAVES | {"ops", "layers", "trunk", "model"},
     "data": LEAVES,
     "tasks": LEAVES | {"model", "data"},
