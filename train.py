@@ -40,7 +40,7 @@ def say_what_was_learned(run: loop.Run, result: dict) -> None:
     examples = chosen_examples(run.data, "valid", length, max_examples)
     print(f"validation, {len(examples):,} examples, step {result['step']}:")
     print(report.table({"this model": result[f"bits_per_{unit}"], **simpler}, unit))
-    if load.kind(run.config.data.name) == "text":
+    if run.config.task.name == "language" and load.kind(run.config.data.name) == "text":
         print_sample(run)
     print(f"checkpoints: {run.workdir / 'checkpoints'}")
     print(f"curves: {report.draw_curves(run.workdir, simpler, unit)}")

@@ -38,7 +38,12 @@ def model_group() -> ConfigDict:
 def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
-    group.name = "language"  # 'language': each token from those before it
+    # 'language': each token from those before it | 'masked': hidden tokens from all others |
+    # 'classification': the label of a whole example
+    group.name = "language"
+    group.mask_rate = 0.15  # of 'masked': share of the tokens that are hidden
+    group.num_labels = 20  # of 'classification'; the data may have fewer
+    group.pooling = "mean"  # of 'classification': over which the head stands, the 'first' token or the 'mean' of all
     return group
 
 
@@ -46,15 +51,17 @@ def data_group() -> ConfigDict:
     """Returns the fields that say what is read."""
     group = ConfigDict()
     # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder | 'imagenet64': the original tars |
-    # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper
+    # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper | 'packages': windows of text
+    # that are labelled with their folder, of the standard library or of any folder of folders
     group.name = "stdlib"
-    group.path = ""  # file or folder of 'text' and 'images'; a local copy of enwik8 or imagenet64; '' otherwise
+    group.path = ""  # file or folder of 'text', 'images', 'packages'; a local copy of enwik8, imagenet64; '' otherwise
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
     group.length = config_dict.placeholder(object)  # tokens per example; None = model.max_length
     group.skip_bad_images = False  # leave unreadable images and those of another size out, instead of refusing them
     group.num_symbols = 127  # of the duplication task
+    group.examples_per_label = 50  # of 'packages': windows of each folder to train on
     return group
 
 

@@ -6,6 +6,7 @@ Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", ar
 from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
 from reformer.encoder_decoder import ReformerEncoderDecoder
+from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier, TokenClassifier
 from reformer.layers.attention import num_buckets
 from reformer.model import ReformerLM
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
@@ -29,9 +30,13 @@ def load(workdir):
 
 
 __all__ = [
+    "QuestionAnswerer",
     "ReformerConfig",
+    "ReformerEncoder",
     "ReformerEncoderDecoder",
     "ReformerLM",
+    "SequenceClassifier",
+    "TokenClassifier",
     "compiler_options",
     "full_attention",
     "load",

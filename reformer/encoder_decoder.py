@@ -7,9 +7,10 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ReformerConfig
+from reformer.heads import ReformerEncoder
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated, ReformerLM
-from reformer.trunk import Encoded, Rotations, Trunk
+from reformer.trunk import Encoded, Rotations
 
 
 def derive_encoder_config(config: ReformerConfig) -> ReformerConfig:
@@ -23,25 +24,14 @@ def derive_encoder_config(config: ReformerConfig) -> ReformerConfig:
     )
 
 
-class Encoder(Trunk):
-    """A trunk whose output are its hidden states. It may have the embeddings of another one."""
+class _Encoder(ReformerEncoder):
+    """An encoder that may have the embeddings of another model."""
 
     shared_embeddings: nn.Module | None = None
 
     def make_embeddings(self) -> nn.Module:
         """As `Trunk` has it."""
         return super().make_embeddings() if self.shared_embeddings is None else self.shared_embeddings
-
-    def __call__(
-        self,
-        inputs: Array,
-        *,
-        mask: Bool[Array, "batch length"] | None = None,
-        rotations: Rotations | None = None,
-        deterministic: bool = True,
-    ) -> Float[Array, "batch length width"]:
-        """The hidden states of every position; arguments as in `Trunk.run`."""
-        return self.encode(inputs, mask, rotations, deterministic)
 
 
 class ReformerEncoderDecoder(nn.Module):
@@ -67,7 +57,7 @@ class ReformerEncoderDecoder(nn.Module):
         of_encoder = self.encoder_config or derive_encoder_config(self.config)
         _check(self.config, of_encoder, self.share_embeddings)
         self.decoder = ReformerLM(self.config)
-        self.encoder = Encoder(of_encoder, self.decoder.embeddings if self.share_embeddings else None)
+        self.encoder = _Encoder(of_encoder, self.decoder.embeddings if self.share_embeddings else None)
 
     def create(self) -> None:
         """Visits every parameter, to create them: `model.init(rng, method='create')`."""

@@ -142,11 +142,7 @@ class TokenModel(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
-        seen: tuple = ()
-        if look is None:
-            streams, _ = self.run(tokens, mask, rotations, encoded=encoded)
-        else:
-            streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations, encoded=encoded)
+        streams, seen = self.run_and_look(tokens, mask, rotations, look, encoded)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
         sums = chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)

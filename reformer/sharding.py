@@ -45,6 +45,8 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"feed_forward/hidden/bias", ("mlp",)),
     (r"feed_forward/output/kernel", ("mlp", "embed")),
     (r"feed_forward/output/bias", ("replicated",)),
+    (r"head_hidden/kernel", ("embed", "replicated")),
+    (r"head_hidden/bias", ("replicated",)),
     (r"head/kernel", ("embed", "vocab")),
     (r"head/bias", ("vocab",)),
 )

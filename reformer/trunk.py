@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
     """What cross attention attends to.
 
     Attributes:
-      hidden: of `config.output_dim` features, normalised, as `Trunk.encode` returns them; differentiated.
+      hidden: of `config.output_dim` features, normalised, as `heads.ReformerEncoder` returns them; differentiated.
       mask: True = real token; None = all are.
     """
 
@@ -102,17 +102,6 @@ class Trunk(nn.Module):
         context = () if encoded is None else constrain(encoded.hidden, "act_batch", "replicated", "act_embed")
         streams = run_stack(config, self.variables["params"]["stack"], x, fixed, context)
         return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
-
-    def encode(
-        self,
-        inputs: Array,
-        mask: Bool[Array, "batch length"] | None = None,
-        rotations: Rotations | None = None,
-        deterministic: bool = True,
-    ) -> Float[Array, "batch length width"]:
-        """The hidden states of every position: both streams after the last layer, merged and normalised."""
-        streams, _ = self.run(inputs, mask, rotations, deterministic)
-        return self.norm(merge_streams(self.config, streams))
 
     def embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         """The vectors that enter the stack, before dropout."""
@@ -214,8 +203,23 @@ class Trunk(nn.Module):
         streams, _ = self.run(inputs, mask, rotations, run_stack=run, encoded=encoded)
         return streams, tuple(seen)
 
+    def run_and_look(
+        self,
+        inputs: Array,
+        mask,
+        rotations: Rotations | None,
+        look: stack.Observer | None,
+        encoded: Encoded | None = None,
+    ) -> tuple[Streams, tuple]:
+        """`observe`, or if `look` is None `run` without dropout, where nothing is seen: ()."""
+        if look is None:
+            return self.run(inputs, mask, rotations, encoded=encoded)[0], ()
+        return self.observe(inputs, look, mask=mask, rotations=rotations, encoded=encoded)
 
-def merge_streams(config: ReformerConfig, streams: Streams) -> Float[Array, "batch length width"]:
+
+def merge_streams(
+    config: ReformerConfig, streams: tuple[Float[Array, "*rows embed"], Float[Array, "*rows embed"]]
+) -> Float[Array, "*rows width"]:
     """Both streams after the last layer as one array, of `config.output_dim` features."""
     if config.merge_streams == "average":
         return (streams[0] + streams[1]) / 2

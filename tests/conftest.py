@@ -27,6 +27,7 @@ CHECKED = [
         "decoding",
         "encoder_decoder",
         "generation",
+        "heads",
         "inspection",
         "interop",
         "layers",

@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from configs import base
+from configs import classify as classify_config
 from configs import duplication as duplication_config
 from configs import enwik8 as enwik8_config
 from configs import imagenet64 as imagenet64_config
+from configs import masked as masked_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
 from reformer.config import ReformerConfig
@@ -19,6 +21,8 @@ EXPERIMENTS = [
     (text_config, ["", "small", "tiny"]),
     (imagenet64_config, ["", "paper", "small", "tiny"]),
     (duplication_config, ["", "paper", "small", "tiny"]),
+    (masked_config, ["", "tiny"]),
+    (classify_config, ["", "tiny"]),
 ]
 
 

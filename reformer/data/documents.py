@@ -29,6 +29,51 @@ def read_stdlib(valid_fraction: float, test_fraction: float) -> tuple[str, Split
     Raises:
         ValueError: the interpreter comes without its sources.
     """
+    source, root, sizes = _find_stdlib()
+    return source, _read_folder(root, sizes, valid_fraction, test_fraction)
+
+
+def read_folders(
+    path: str, valid_fraction: float, test_fraction: float, num_largest: int | None = None
+) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
+    """Reads the folders directly below a folder, or those of the standard library: its packages.
+
+    Files are held out as `read_stdlib` and `read_path` do it, which are given the same fractions.
+
+    Args:
+        path: the folder above them; '' = the standard library.
+        valid_fraction: expected part of the files held out for validation.
+        test_fraction: likewise for the test.
+        num_largest: only so many, those with most bytes; None = all.
+
+    Returns:
+        A description of the source, and by the name of a folder its bytes by split. Folders of which all files are held
+        out are left out; a split of a folder may be empty.
+
+    Raises:
+        ValueError: nothing is there, or fewer than two folders, or than `num_largest`.
+    """
+    source, root, sizes = _find_folder(path) if path else _find_stdlib()
+    folders: dict[str, dict[str, list[str]]] = {}
+    for split, names in assign_files(sizes, valid_fraction, test_fraction).items():
+        for name in names:
+            if "/" in name:
+                of_folder = folders.setdefault(name.split("/")[0], {"train": [], "valid": [], "test": []})
+                of_folder[split].append(name)
+    size = {folder: sum(sizes[name] for names in of.values() for name in names) for folder, of in folders.items()}
+    chosen = sorted((folder for folder in folders if folders[folder]["train"]), key=lambda folder: -size[folder])
+    if len(chosen) < (num_largest or 2):
+        raise ValueError(
+            f"{str(root)!r} holds {len(chosen)} folders with files to train on, fewer than {num_largest or 2}. Name a "
+            "folder with one folder for each label by --config.data.path."
+        )
+    return source, {
+        folder: {split: _join(root, names) for split, names in folders[folder].items()}
+        for folder in sorted(chosen[:num_largest])
+    }
+
+
+def _find_stdlib() -> tuple[str, Path, dict[str, int]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     sizes = _file_sizes(root, _is_outside_library, suffix=".py")
     if len(sizes) < 3:
@@ -36,8 +81,17 @@ def read_stdlib(valid_fraction: float, test_fraction: float) -> tuple[str, Split
             f"{str(root)!r} holds {len(sizes)} Python source files: this interpreter comes without the sources of its "
             "standard library. Train on a file or folder of yours with configs/text.py and --config.data.path."
         )
-    source = f"standard library of Python {platform.python_version()}, {len(sizes)} files"
-    return source, _read_folder(root, sizes, valid_fraction, test_fraction)
+    return f"standard library of Python {platform.python_version()}, {len(sizes)} files", root, sizes
+
+
+def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data.path={path!r} is no folder. Name one with a folder for each label.")
+    sizes = _file_sizes(root, lambda name: name.startswith("."))
+    if not sizes:
+        raise ValueError(f"data.path={path!r} holds no files with content. Name another by --config.data.path.")
+    return f"{path}, {len(sizes)} files", root, sizes
 
 
 def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[str, Splits]:

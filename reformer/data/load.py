@@ -8,6 +8,7 @@ from reformer.data.source import Source
 # What data of a name are, which is also the module that reads them.
 MODULES = {"stdlib": "text", "enwik8": "text", "text": "text"}
 MODULES |= {"imagenet64": "images", "images": "images", "duplication": "duplication"}
+MODULES |= {"packages": "packages"}
 
 
 def load(config: Any, length: int) -> Source:
@@ -24,7 +25,7 @@ def load(config: Any, length: int) -> Source:
 
 
 def kind(name: str) -> str | None:
-    """What data of a name are: 'text', 'images' or 'duplication'; None if there is no such name."""
+    """What data of a name are: 'text', 'images', 'duplication' or 'packages'; None if there is no such name."""
     return MODULES.get(name)
 
 

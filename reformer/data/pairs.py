@@ -184,7 +184,9 @@ def vocab_size(config: Any) -> int:
 def check_length(length: int) -> None:
     """Raises a ValueError if nothing but the end id fits."""
     if length < 2:
-        raise ValueError(f"length={length} leaves no place for a subword before the end id. Raise --config.data.length.")
+        raise ValueError(
+            f"length={length} leaves no place for a subword before the end id. Raise --config.data.length."
+        )
 
 
 def load(config: Any, length: int) -> PairData:

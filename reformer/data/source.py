@@ -76,6 +76,16 @@ class NextToken(abc.ABC):
     def begin_id(self) -> int:
         """Stands before the first target; the ids of targets lie below it."""
 
+    @property
+    def num_ids(self) -> int:
+        """The ids below it are those of targets."""
+        return self.begin_id
+
+    @property
+    def mask_id(self) -> int:
+        """Stands in the place of a hidden target, see `masking`; models of other tasks need not know it."""
+        return self.begin_id + 1
+
     def to_row(self, example: Example, padded_length: int | None) -> Row:
         """As `Source.to_row` has it: `tokens` and `targets` int32, and if padded a `mask` bool, True = real."""
         targets, weights = example

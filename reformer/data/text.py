@@ -38,6 +38,8 @@ class TextData(NextToken):
     test: np.ndarray
     unit = "byte"
     begin_id = BEGIN_ID
+    mask_id = MASK_ID
+    num_ids = 256
 
     @property
     def description(self) -> str:

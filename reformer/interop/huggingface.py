@@ -1,12 +1,12 @@
-"""Hugging Face Reformer language models: `config.json` and `model.safetensors`, never pickle."""
+"""Hugging Face's Reformers with any of their heads: `config.json` and `model.safetensors`, never pickle."""
 
+import contextlib
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,20 +16,54 @@ from flax import traverse_util
 
 from reformer.config import DTYPES, ReformerConfig
 from reformer.interop.huggingface_config import (
-    BIDIRECTIONAL_MODEL,
-    CAUSAL_MODEL,
+    CONFIG_FILE,
     config_from_fields,
+    declared_architecture,
     fields_from_config,
+    labels_from_fields,
+    read_fields,
 )
+from reformer.interop.huggingface_heads import (
+    architecture_of,
+    count_labels,
+    find_architecture,
+    label_fields,
+    make_model,
+)
+from reformer.interop.huggingface_tensors import HEAD_BIAS, HEAD_BIAS_ALIAS, Tensor, layout_of
+from reformer.model import ReformerLM
+from reformer.trunk import Trunk
 
-_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
-_HEAD_BIAS, _HEAD_BIAS_ALIAS = "lm_head.bias", "lm_head.decoder.bias"  # one parameter under two names
+_WEIGHTS_FILE = "model.safetensors"
 # Old releases stored the constants of their masks.
 _CONSTANTS = ("mask_value_float16", "mask_value_float32")
 
 
 def load(directory: str | os.PathLike, dtype: str = "float32") -> tuple[ReformerConfig, dict[str, Any]]:
-    """Reads a Hugging Face Reformer language model.
+    """Reads a language model: `ReformerModelWithLMHead` or `ReformerForMaskedLM`.
+
+    Args:
+        directory: As in `load_model`.
+        dtype: As in `load_model`.
+
+    Returns:
+        The configuration (`semantics='huggingface'`) and `{'params': ...}` with NumPy arrays, as
+        `ReformerLM(config).apply` and `reformer.decoding` take them.
+
+    Raises:
+        FileNotFoundError: as in `load_model`.
+        ValueError: as in `load_model`; or it is another Reformer than a language model.
+    """
+    model, variables = load_model(directory, dtype)
+    if type(model) is not ReformerLM:
+        raise ValueError(
+            f"{directory} is not a language model but a {architecture_of(model)}. Read it with load_model(directory)."
+        )
+    return model.config, variables
+
+
+def load_model(directory: str | os.PathLike, dtype: str = "float32") -> tuple[Trunk, dict[str, Any]]:
+    """Reads a Reformer with any head.
 
     Args:
         directory: Holds `config.json` and `model.safetensors`.
@@ -37,52 +71,72 @@ def load(directory: str | os.PathLike, dtype: str = "float32") -> tuple[Reformer
             in float64, JAX needs `jax_enable_x64`.
 
     Returns:
-        The configuration (`semantics='huggingface'`) and `{'params': ...}` with NumPy arrays, as
-        `ReformerLM(config).apply` takes them.
+        A `ReformerLM`, `SequenceClassifier`, `QuestionAnswerer`, or for a bare `ReformerModel` a
+        `ReformerEncoder`, and its `{'params': ...}` with NumPy arrays.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if it is not a Reformer language model, or has options or tensors that do not fit.
+        ValueError: if it is not a Reformer, or has a head, options or tensors that do not fit.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
     directory = Path(directory)
-    config = _read_config(directory / _CONFIG_FILE, dtype)
-    weights_path = directory / _WEIGHTS_FILE
-    stored = _read_tensors(weights_path)
-    layout = _layout(config)
+    fields, path = read_fields(directory), directory / _WEIGHTS_FILE
+    with _named(directory / CONFIG_FILE):
+        config, declared = config_from_fields(fields, dtype), declared_architecture(fields)
+    stored = _read_tensors(path)
+    architecture = find_architecture(path, stored, declared, config)
+    with _named(directory / CONFIG_FILE):
+        num_labels = count_labels(fields, stored, architecture)
+    layout = layout_of(config, architecture, num_labels)
     expected = {tensor.name: tensor.stored_shape for tensor in layout}
-    _check_shapes(str(weights_path), expected, {name: array.shape for name, array in stored.items()})
-    leaves: dict[tuple[str, ...], list[np.ndarray]] = {}
-    for tensor in layout:
-        array = tensor.from_stored(stored[tensor.name]).astype(jnp.dtype(dtype))
-        leaves.setdefault(tensor.path, []).append(array)
-    params = {path: np.stack(arrays) if path[0] == "stack" else arrays[0] for path, arrays in leaves.items()}
-    return config, {"params": traverse_util.unflatten_dict(params)}
+    _check_shapes(str(path), expected, {name: array.shape for name, array in stored.items()})
+    variables = {"params": _parameters(layout, stored, dtype)}
+    return make_model(config, architecture, num_labels), variables
+
+
+def load_labels(directory: str | os.PathLike) -> tuple[str, ...] | None:
+    """Reads the names of a classifier's classes, in the order of its logits; None = `config.json` has none.
+
+    Raises:
+        FileNotFoundError: if `config.json` is missing.
+        ValueError: if it is not that of a Reformer, or does not number its classes from 0.
+    """
+    return labels_from_fields(read_fields(Path(directory)))
 
 
 def save(directory: str | os.PathLike, config: ReformerConfig, variables: Mapping[str, Any]) -> None:
-    """Writes a language model for `transformers`, in the types of its arrays.
+    """Writes a language model; arguments and errors as in `save_model(directory, ReformerLM(config), variables)`."""
+    save_model(directory, ReformerLM(config), variables)
 
-    `load` gives back the same arrays bit for bit when called with their type, and a configuration
+
+def save_model(
+    directory: str | os.PathLike, model: Trunk, variables: Mapping[str, Any], labels: Sequence[str] | None = None
+) -> None:
+    """Writes a model for `transformers`, in the types of its arrays.
+
+    `load_model` gives back the same arrays bit for bit when called with their type, and a configuration
     that is the same function: automatic choices are written as what they resolve to, and the layout
     is that of the shortest `attention_pattern` that repeats. How to compute (`reversible`, `dtype`,
     `param_dtype`) is not part of the format.
 
     Args:
         directory: Created if it is missing. Must not hold `config.json` or `model.safetensors`.
-        config: Must have `semantics='huggingface'` and only options that Hugging Face has.
-        variables: `{'params': ...}` of `ReformerLM(config)`.
+        model: One of those that `load_model` returns; its configuration must have
+            `semantics='huggingface'` and only options that Hugging Face has.
+        variables: Its `{'params': ...}`.
+        labels: Names of a classifier's classes, in the order of its logits; None = as theirs, LABEL_0, LABEL_1, ...
 
     Raises:
         FileExistsError: if one of the two files exists.
-        ValueError: if the format cannot express the model, or arrays do not fit `config`.
+        ValueError: if the format cannot express the model, or arrays or labels do not fit it.
             Nothing is written then.
     """
-    fields = json.dumps(fields_from_config(config), indent=2, sort_keys=True) + "\n"
-    tensors = _stored_tensors(config, variables)
+    architecture = architecture_of(model)
+    fields = fields_from_config(model.config, architecture) | label_fields(model, labels)
+    tensors = _stored_tensors(model, variables)
     directory = Path(directory)
-    existing = [path for path in (directory / _CONFIG_FILE, directory / _WEIGHTS_FILE) if path.exists()]
+    existing = [path for path in (directory / CONFIG_FILE, directory / _WEIGHTS_FILE) if path.exists()]
     if existing or directory.is_file():
         raise FileExistsError(
             f"{(existing or [directory])[0]} exists and is not overwritten. Choose another directory."
@@ -90,105 +144,27 @@ def save(directory: str | os.PathLike, config: ReformerConfig, variables: Mappin
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as staging:
         Path(staging, _WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-        Path(staging, _CONFIG_FILE).write_text(fields)
-        for name in (_WEIGHTS_FILE, _CONFIG_FILE):  # without config.json it is no checkpoint yet
+        Path(staging, CONFIG_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        for name in (_WEIGHTS_FILE, CONFIG_FILE):  # without config.json it is no checkpoint yet
             Path(staging, name).rename(directory / name)
 
 
-class _Tensor(NamedTuple):
-    """One tensor of their file and where it lives in our parameters.
-
-    `block` is its index on the leading axis of a leaf under `stack`, `shape` is ours without that axis.
-    """
-
-    name: str
-    stored_shape: tuple[int, ...]
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    block: int | None = None
-    is_kernel: bool = False
-
-    def from_stored(self, array: np.ndarray) -> np.ndarray:
-        """Theirs to ours: `[outputs, inputs]` to `[*inputs, *outputs]`."""
-        return (array.T if self.is_kernel else array).reshape(self.shape)
-
-    def to_stored(self, array: np.ndarray) -> np.ndarray:
-        """Ours to theirs, contiguous, because safetensors ignores strides."""
-        array = array if self.block is None else array[self.block]
-        stored = array.reshape(self.stored_shape[::-1]).T if self.is_kernel else array.reshape(self.stored_shape)
-        return np.ascontiguousarray(stored)
-
-
-def _layout(config: ReformerConfig) -> list[_Tensor]:
-    vocab, embed = config.vocab_size, config.embed_dim
-    layers = (_layer_layout(config, depth) for depth in range(config.num_layers))
-    return [
-        _Tensor("reformer.embeddings.word_embeddings.weight", (vocab, embed), ("embeddings", "token"), (vocab, embed)),
-        *_position_layout(config),
-        *(tensor for layer in layers for tensor in layer),
-        *_norm_layout("reformer.encoder.layer_norm", ("norm",), 2 * embed),
-        _linear("lm_head.decoder", ("head",), (2 * embed,), (vocab,)),
-        _Tensor(_HEAD_BIAS, (vocab,), ("head", "bias"), (vocab,)),
-    ]
-
-
-def _position_layout(config: ReformerConfig) -> list[_Tensor]:
-    prefix = "reformer.embeddings.position_embeddings"
-    if config.position_embedding == "learned":
-        shape = (config.max_length, config.embed_dim)
-        return [_Tensor(f"{prefix}.embedding.weight", shape, ("embeddings", "position"), shape)]
-    sizes, dims = config.resolved_axial_shape, config.resolved_axial_dims
-    tensors = []
-    for axis, (size, dim) in enumerate(zip(sizes, dims, strict=True)):
-        stored = (1,) * axis + (size,) + (1,) * (len(sizes) - axis - 1) + (dim,)
-        tensors.append(_Tensor(f"{prefix}.weights.{axis}", stored, ("embeddings", f"axial_{axis}"), (size, dim)))
-    return tensors
-
-
-def _layer_layout(config: ReformerConfig, depth: int) -> list[_Tensor]:
-    block, index = divmod(depth, len(config.attention_pattern))
-    embed, mlp, heads = (config.embed_dim,), (config.mlp_dim,), (config.num_heads, config.head_dim)
-    prefix, path = f"reformer.encoder.layers.{depth}", ("stack", f"layer_{index}")
-    projections = ("query_key", "value") if config.attention_pattern[index] == "lsh" else ("query", "key", "value")
-    attention, feed_forward = (*path, "attention"), (*path, "feed_forward")
-    return [
-        *_norm_layout(f"{prefix}.attention.layer_norm", (*attention, "norm"), *embed, block),
-        *(
-            _linear(f"{prefix}.attention.self_attention.{name}", (*attention, name), embed, heads, block)
-            for name in projections
-        ),
-        _linear(f"{prefix}.attention.output.dense", (*attention, "output"), heads, embed, block),
-        *_norm_layout(f"{prefix}.feed_forward.layer_norm", (*feed_forward, "norm"), *embed, block),
-        *_dense_layout(f"{prefix}.feed_forward.dense.dense", (*feed_forward, "hidden"), embed, mlp, block),
-        *_dense_layout(f"{prefix}.feed_forward.output.dense", (*feed_forward, "output"), mlp, embed, block),
-    ]
-
-
-def _linear(name, path, inputs, outputs, block=None) -> _Tensor:
-    stored_shape = (math.prod(outputs), math.prod(inputs))
-    return _Tensor(f"{name}.weight", stored_shape, (*path, "kernel"), inputs + outputs, block, is_kernel=True)
-
-
-def _dense_layout(name, path, inputs, outputs, block) -> list[_Tensor]:
-    bias = _Tensor(f"{name}.bias", outputs, (*path, "bias"), outputs, block)
-    return [_linear(name, path, inputs, outputs, block), bias]
-
-
-def _norm_layout(name, path, size, block=None) -> list[_Tensor]:
-    leaves = {"weight": "scale", "bias": "bias"}
-    return [_Tensor(f"{name}.{theirs}", (size,), (*path, ours), (size,), block) for theirs, ours in leaves.items()]
-
-
-def _read_config(path: Path, dtype: str) -> ReformerConfig:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. A Hugging Face model is a directory with config.json.")
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says of what file an error is."""
     try:
-        fields = json.loads(path.read_text())
-        if not isinstance(fields, dict):
-            raise ValueError(f"must be a JSON object, not {type(fields).__name__}.")
-        return config_from_fields(fields, dtype)
-    except ValueError as error:  # also what json raises
+        yield
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _parameters(layout: Iterable[Tensor], stored: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    leaves: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for tensor in layout:
+        array = tensor.from_stored(stored[tensor.name]).astype(jnp.dtype(dtype))
+        leaves.setdefault(tensor.path, []).append(array)
+    params = {path: np.stack(arrays) if path[0] == "stack" else arrays[0] for path, arrays in leaves.items()}
+    return traverse_util.unflatten_dict(params)
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -205,31 +181,26 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         stored = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}. Fetch it again.") from error
-    if "lm_head.decoder.weight" not in stored:
-        groups = ", ".join(sorted({name.split(".")[0] for name in stored}))
-        raise ValueError(
-            f"{path} is not a language model: it has no lm_head.decoder.weight, but tensors under {groups}. "
-            f"Only {CAUSAL_MODEL} and {BIDIRECTIONAL_MODEL} can be loaded."
-        )
     return _without_redundancy(path, stored)
 
 
 def _without_redundancy(path: Path, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     stored = {name: array for name, array in stored.items() if not name.endswith(_CONSTANTS)}
-    alias = stored.pop(_HEAD_BIAS_ALIAS, None)
-    if alias is not None and not np.array_equal(stored.setdefault(_HEAD_BIAS, alias), alias):
-        raise ValueError(f"{path}: {_HEAD_BIAS} and {_HEAD_BIAS_ALIAS} differ, but they are one parameter. Remove one.")
+    alias = stored.pop(HEAD_BIAS_ALIAS, None)
+    if alias is not None and not np.array_equal(stored.setdefault(HEAD_BIAS, alias), alias):
+        raise ValueError(f"{path}: {HEAD_BIAS} and {HEAD_BIAS_ALIAS} differ, but they are one parameter. Remove one.")
     for name, array in stored.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{path}: {name} has type {array.dtype}; only floating-point tensors can be loaded.")
     return stored
 
 
-def _stored_tensors(config: ReformerConfig, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _stored_tensors(model: Trunk, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if "params" not in variables:
-        raise ValueError(f"variables with the keys {list(variables)} must be {{'params': ...}} of ReformerLM(config).")
+        raise ValueError(f"variables with the keys {list(variables)} must be {{'params': ...}} of the model.")
     leaves = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}
-    layout = _layout(config)
+    config, num_labels = model.config, getattr(model, "num_labels", 2)
+    layout = layout_of(config, architecture_of(model), num_labels)
     expected = {
         tensor.path: tensor.shape if tensor.block is None else (config.num_blocks, *tensor.shape) for tensor in layout
     }
@@ -238,7 +209,7 @@ def _stored_tensors(config: ReformerConfig, variables: Mapping[str, Any]) -> dic
         if str(leaf.dtype) not in DTYPES:
             raise ValueError(f"{'/'.join(path)} has type {leaf.dtype}, which must be one of {', '.join(DTYPES)}.")
     stored = {tensor.name: tensor.to_stored(leaves[tensor.path]) for tensor in layout}
-    return stored | {_HEAD_BIAS_ALIAS: stored[_HEAD_BIAS]}
+    return stored | ({HEAD_BIAS_ALIAS: stored[HEAD_BIAS]} if HEAD_BIAS in stored else {})
 
 
 def _by_name(shapes: Mapping[tuple[str, ...], tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

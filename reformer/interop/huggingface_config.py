@@ -1,12 +1,18 @@
 """The `config.json` of a Hugging Face Reformer, to and from `ReformerConfig`."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from reformer.config import ReformerConfig
 
+CONFIG_FILE = "config.json"
 CAUSAL_MODEL, BIDIRECTIONAL_MODEL = "ReformerModelWithLMHead", "ReformerForMaskedLM"
+CLASSIFIER, QUESTION_ANSWERER = "ReformerForSequenceClassification", "ReformerForQuestionAnswering"
+BARE_MODEL = "ReformerModel"
+ARCHITECTURES = (CAUSAL_MODEL, BIDIRECTIONAL_MODEL, CLASSIFIER, QUESTION_ANSWERER, BARE_MODEL)
 
 # Our field: their field and the default of their code, which differs from their documentation in places.
 _FIELDS = {
@@ -48,11 +54,81 @@ _ACTIVATIONS = {
 }
 
 
+def read_fields(directory: Path) -> dict[str, Any]:
+    """Reads the `config.json` of a directory.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no JSON object or not that of a Reformer.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. A Hugging Face model is a directory with config.json.")
+    try:
+        fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError(f"must be a JSON object, not {type(fields).__name__}.")
+        _check_is_reformer(fields)
+    except ValueError as error:  # also what json raises
+        raise ValueError(f"{path}: {error}") from error
+    return fields
+
+
+def declared_architecture(fields: Mapping[str, Any]) -> str | None:
+    """Which of `ARCHITECTURES` a `config.json` names; None = it names nothing.
+
+    Raises:
+        ValueError: if it names only others, or its `is_decoder` is not that of the architecture.
+    """
+    names = fields.get("architectures") or []
+    known = [name for name in ARCHITECTURES if name in names]
+    if names and not known:
+        raise ValueError(
+            f"architectures={names!r} is no head that can be loaded. It must be one of {', '.join(ARCHITECTURES)}."
+        )
+    architecture = known[0] if known else None
+    wanted = {CAUSAL_MODEL: True, BIDIRECTIONAL_MODEL: False}.get(architecture)
+    is_decoder = fields.get("is_decoder", False)
+    if wanted not in (None, is_decoder):
+        raise ValueError(f"is_decoder={is_decoder!r}, but {architecture} needs {wanted}. Change one of them.")
+    return architecture
+
+
+def check_classifier(fields: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a classifier has an option that ours lacks."""
+    of_head = fields.get("classifier_dropout")
+    of_rest = fields.get("hidden_dropout_prob", _FIELDS["dropout_rate"][1])
+    if of_head not in (None, of_rest):
+        raise ValueError(
+            f"classifier_dropout={of_head!r} differs from hidden_dropout_prob={of_rest!r}, and our classifier has one "
+            "rate for both. It matters in training only: set it to null."
+        )
+
+
+def labels_from_fields(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes, in the order of their logits; None = it has none.
+
+    Raises:
+        ValueError: if `id2label` does not number them from 0.
+    """
+    names = fields.get("id2label")
+    if names is None:
+        return None
+    if not isinstance(names, Mapping) or set(names) != {str(i) for i in range(len(names))}:
+        raise ValueError(f"id2label={names!r} must be an object that names the classes '0', '1' and so on.")
+    return tuple(names[str(i)] for i in range(len(names)))
+
+
+def vocab_size_from_fields(fields: Mapping[str, Any]) -> int:
+    """The number of ids of a model."""
+    return fields.get(*_FIELDS["vocab_size"])
+
+
 def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:
     """Translates the fields of a `config.json`.
 
     Fields that are absent take the defaults of transformers 4.57.1. Ignored are those that only
-    concern initialisation, generation, tokens and seeds.
+    concern the head, initialisation, generation, tokens and seeds.
 
     Args:
         fields: The parsed `config.json`.
@@ -63,9 +139,9 @@ def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:
         repeats to their list of layers.
 
     Raises:
-        ValueError: if it is not a Reformer language model or has a value that we cannot represent.
+        ValueError: if it is not a Reformer's or has a value that we cannot represent.
     """
-    _check_is_language_model(fields)
+    _check_is_reformer(fields)
     layers = fields.get("attn_layers", _ATTENTION_LAYERS)
     if not isinstance(layers, (list, tuple)) or not layers or any(kind not in ("local", "lsh") for kind in layers):
         raise ValueError(f"attn_layers={layers!r} must be a list of 'local' and 'lsh'.")
@@ -88,8 +164,12 @@ def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:
     return config
 
 
-def fields_from_config(config: ReformerConfig) -> dict[str, Any]:
+def fields_from_config(config: ReformerConfig, architecture: str) -> dict[str, Any]:
     """Translates `config` into the fields of a `config.json`, the inverse of `config_from_fields`.
+
+    Args:
+        config: The model's.
+        architecture: One of `ARCHITECTURES`.
 
     Raises:
         ValueError: if Hugging Face's Reformer has no counterpart for an option.
@@ -99,7 +179,7 @@ def fields_from_config(config: ReformerConfig) -> dict[str, Any]:
     layers = config.attention_pattern * config.num_blocks
     fields |= {
         "model_type": "reformer",
-        "architectures": [CAUSAL_MODEL if config.causal else BIDIRECTIONAL_MODEL],
+        "architectures": [architecture],
         "attn_layers": list(layers),
         "num_hidden_layers": len(layers),
         "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
@@ -118,15 +198,14 @@ def fields_from_config(config: ReformerConfig) -> dict[str, Any]:
     return fields
 
 
-def _check_is_language_model(fields: Mapping[str, Any]) -> None:
+def language_model(config: ReformerConfig) -> str:
+    """The architecture of a language model."""
+    return CAUSAL_MODEL if config.causal else BIDIRECTIONAL_MODEL
+
+
+def _check_is_reformer(fields: Mapping[str, Any]) -> None:
     if fields.get("model_type") != "reformer":
         raise ValueError(f"model_type={fields.get('model_type')!r} is not 'reformer'. Only Reformers can be loaded.")
-    architectures = fields.get("architectures") or [CAUSAL_MODEL]
-    if not {CAUSAL_MODEL, BIDIRECTIONAL_MODEL} & set(architectures):
-        raise ValueError(
-            f"architectures={architectures} is not a language model. "
-            f"Only {CAUSAL_MODEL} and {BIDIRECTIONAL_MODEL} can be loaded."
-        )
 
 
 def _shortest_period(layers: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,12 +16,16 @@ KINDS = ("text", "images", "duplication")
 
 def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
     """As `registry` has it."""
-    if not model.causal:
-        yield (
-            "config.model.causal=False would show the model what it predicts. config.task.name='language' needs "
-            "causal=True."
-        )
+    yield from problems_of_direction(config, model, causal=True)
     yield from problems_of_data(config, model, length, KINDS)
+
+
+def problems_of_direction(config: Any, model: ReformerConfig, causal: bool) -> Iterator[str]:
+    """Yields a sentence if tokens see what they should not, or do not see what they should."""
+    if model.causal == causal:
+        return
+    effect = "would show the model what it predicts" if causal else "hides from each token what stands after it"
+    yield f"config.model.causal={model.causal} {effect}. config.task.name={config.task.name!r} needs causal={causal}."
 
 
 def problems_of_data(config: Any, model: ReformerConfig, length: int, kinds: Collection[str]) -> Iterator[str]:

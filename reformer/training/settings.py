@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.data import load
+from reformer.heads import POOLINGS
 from reformer.layers.attention import num_buckets, padded_length
 from reformer.tasks import registry
 
@@ -39,6 +40,7 @@ FIELD_RULES = (
     (*_is_one_of(("rsqrt", "cosine", "constant")), ["optimizer.schedule"]),
     (*_is_one_of(load.MODULES), ["data.name"]),
     (*_is_one_of(registry.NAMES), ["task.name"]),
+    (*_is_one_of(POOLINGS), ["task.pooling"]),
     ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
     ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir"]),
     (
@@ -55,6 +57,8 @@ FIELD_RULES = (
             "checkpoint.every_steps",
             "checkpoint.keep_latest",
             "optimizer.min_factored_dim",
+            "data.examples_per_label",
+            "task.num_labels",
         ],
     ),
     ("an integer of at least 2 and at most 2147483647", lambda value: _is_integer(value, 2), ["data.num_symbols"]),
@@ -78,7 +82,11 @@ FIELD_RULES = (
         lambda value: _is_number(value) and 0 <= value < 1,
         ["optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "data.test_fraction"],
     ),
-    ("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1, ["data.valid_fraction"]),
+    (
+        "a number above 0 and below 1",
+        lambda value: _is_number(value) and 0 < value < 1,
+        ["data.valid_fraction", "task.mask_rate"],
+    ),
     (
         "None or a positive number that float32 holds",
         lambda value: value is None or (_is_number(value) and value > 0),

@@ -1,13 +1,16 @@
 """Writes the fixtures of this directory with `transformers`; the tests themselves need neither it nor torch.
 
-    pip install transformers==4.57.1 torch==2.13.0
-    python tests/interop/make_fixtures.py [DIRECTORY]
+    pip install transformers==4.57.1 torch==2.13.0 sentencepiece==0.2.0
+    python -m tests.interop.make_fixtures [DIRECTORY]
 
 Each case is a random Hugging Face Reformer in float64: `config.json`, `model.safetensors` and `expected.npz` with
 tokens, mask, the rotations that each LSH layer drew (in depth order), logits, and, where Hugging Face can train at that
-length, the gradient of mean(logits^2) for every parameter by its state-dict name.
+length, the gradient of mean(logits^2) for every parameter by its state-dict name. Logits of question answering are
+[batch, length, start or end], those of a bare model its hidden states. Beside the cases, in `../tokenizer`, lie a tiny
+`spiece.model` and what their tokenizer makes of texts.
 """
 
+import json
 import pathlib
 import sys
 from unittest import mock
@@ -15,7 +18,17 @@ from unittest import mock
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import ReformerConfig, ReformerForMaskedLM, ReformerModelWithLMHead
+from transformers import (
+    ReformerConfig,
+    ReformerForMaskedLM,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerModel,
+    ReformerModelWithLMHead,
+    ReformerTokenizer,
+)
+
+from tests import pieces
 
 LENGTH = 32
 DEFAULTS = {
@@ -40,6 +53,17 @@ DEFAULTS = {
 }
 BOTH_SIDES = {f"{kind}_num_chunks_after": 1 for kind in ("lsh", "local")} | {"is_decoder": False}
 
+# Other heads than the language models'.
+HEADS = {
+    "classifier": ReformerForSequenceClassification,
+    "question_answerer": ReformerForQuestionAnswering,
+    "bare": ReformerModel,
+    "bare_causal": ReformerModel,
+}
+LABELS = {"id2label": {0: "bad", 1: "good", 2: "ugly"}, "label2id": {"bad": 0, "good": 1, "ugly": 2}}
+
+TEXTS = ["Beautiful is better than ugly.", " two  spaces ", "line\nline", "unknown: é 🙂", "", "x" * 40]
+
 # Name: (fields, length, real positions of each row). Lengths other than LENGTH cannot train there.
 CASES = {
     "causal_repeated": ({"attn_layers": ["local", "lsh"] * 2}, LENGTH, None),
@@ -62,6 +86,10 @@ CASES = {
         None,
     ),
     "causal_padded_inside": ({"local_attn_chunk_length": 8}, 27, None),
+    "classifier": (BOTH_SIDES | LABELS, LENGTH, [slice(0, 17), slice(0, 32)]),
+    "question_answerer": (BOTH_SIDES | {"hidden_act": "gelu"}, LENGTH, [slice(0, 25), slice(0, 32)]),
+    "bare": (BOTH_SIDES, 19, [slice(0, 11), slice(0, 19)]),
+    "bare_causal": ({"num_hashes": 1, "axial_pos_embds": False}, LENGTH, None),
     "shorter_than_a_chunk": (BOTH_SIDES | {"lsh_attn_chunk_length": 8, "local_attn_chunk_length": 16}, 7, None),
 }
 
@@ -70,12 +98,14 @@ def main(directory: pathlib.Path) -> None:
     """Writes every case under `directory`."""
     for name, (fields, length, real) in CASES.items():
         write_case(directory / name, DEFAULTS | fields, length, real)
+    write_tokenizer(directory.parent / "tokenizer")
 
 
 def write_case(directory, fields, length, real) -> None:
     """Runs one random model and writes its files."""
     torch.manual_seed(sum(map(ord, directory.name)))
-    model = random_model(fields)
+    language_model = ReformerModelWithLMHead if fields["is_decoder"] else ReformerForMaskedLM
+    model = random_model(HEADS.get(directory.name, language_model), fields)
     tokens = torch.randint(1, fields["vocab_size"], (2, length))
     mask = torch.ones_like(tokens)
     for row, positions in enumerate(real or []):
@@ -94,9 +124,16 @@ def write_case(directory, fields, length, real) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def random_model(fields):
+def write_tokenizer(directory) -> None:
+    """Trains pieces and writes the ids of texts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = ReformerTokenizer(str(pieces.train(directory / "spiece.model")))
+    ids = {text: tokenizer(text)["input_ids"] for text in TEXTS}
+    (directory / "expected.json").write_text(json.dumps(ids, indent=2) + "\n")
+
+
+def random_model(model_class, fields):
     """A model whose every parameter is random, norms and biases too."""
-    model_class = ReformerModelWithLMHead if fields["is_decoder"] else ReformerForMaskedLM
     model = model_class(ReformerConfig(**fields, architectures=[model_class.__name__])).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -114,8 +151,10 @@ def run(model, tokens, mask):
         return rotations[-1]
 
     with mock.patch.object(torch, "randn", draw_and_record):
-        logits = model(tokens, attention_mask=mask).logits
-    return rotations, logits
+        output = model(tokens, attention_mask=mask)
+    if "start_logits" in output:
+        return rotations, torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return rotations, output.logits if "logits" in output else output.last_hidden_state
 
 
 if __name__ == "__main__":

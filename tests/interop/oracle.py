@@ -20,12 +20,29 @@ _ACTIVATIONS = {
 
 
 def logits(weights, fields, tokens, mask, rotations):
-    """Logits [b, length, vocab] from a state dict, the fields of a `config.json` and rotations per LSH layer."""
+    """What a head gives, from a state dict, the fields of a `config.json` and rotations per LSH layer.
+
+    Logits [b, length, vocab] of a language model, [b, labels] of a classifier, [b, length, start or end] of a question
+    answerer; the hidden states [b, length, features] of a bare model.
+    """
     with jax.numpy_rank_promotion("allow"):
-        return _logits(weights, fields, tokens, mask, rotations)
+        is_bare = "embeddings.word_embeddings.weight" in weights
+        trunk = {f"reformer.{name}": array for name, array in weights.items()} if is_bare else weights
+        return _head(weights, _hidden_states(trunk, fields, tokens, mask, rotations))
 
 
-def _logits(weights, fields, tokens, mask, rotations):
+def _head(weights, hidden):
+    if "lm_head.bias" in weights:
+        return hidden @ weights["lm_head.decoder.weight"].T + weights["lm_head.bias"]
+    if "qa_outputs.bias" in weights:
+        return hidden @ weights["qa_outputs.weight"].T + weights["qa_outputs.bias"]
+    if "classifier.dense.bias" in weights:
+        first = jnp.tanh(hidden[:, 0] @ weights["classifier.dense.weight"].T + weights["classifier.dense.bias"])
+        return first @ weights["classifier.out_proj.weight"].T + weights["classifier.out_proj.bias"]
+    return hidden
+
+
+def _hidden_states(weights, fields, tokens, mask, rotations):
     length = tokens.shape[1]
     chunk_lengths = {fields[f"{kind}_attn_chunk_length"] for kind in fields["attn_layers"]}
     padding = -length % math.lcm(*chunk_lengths) if length > min(chunk_lengths) else 0
@@ -46,8 +63,7 @@ def _logits(weights, fields, tokens, mask, rotations):
         attended = attended + _merge_heads(heads) @ layer["attention.output.dense.weight"].T
         hidden = hidden + _feed_forward(layer, _layer_norm(layer, "feed_forward.layer_norm", attended, fields), fields)
     both = jnp.concatenate([attended, hidden], axis=-1)
-    output = _layer_norm(_Scope(weights, "reformer.encoder."), "layer_norm", both, fields)
-    return (output @ weights["lm_head.decoder.weight"].T + weights["lm_head.bias"])[:, :length]
+    return _layer_norm(_Scope(weights, "reformer.encoder."), "layer_norm", both, fields)[:, :length]
 
 
 def automatic_num_buckets(fields, length):

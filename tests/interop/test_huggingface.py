@@ -11,18 +11,28 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from reformer.interop.huggingface import load, save
+from reformer import ReformerLM
+from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier, TokenClassifier
+from reformer.interop.huggingface import load, load_labels, load_model, save, save_model
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 CASES = sorted(path.name for path in FIXTURES.iterdir())
+HEADS = {"classifier": SequenceClassifier, "question_answerer": QuestionAnswerer}
+HEADS |= {"bare": ReformerEncoder, "bare_causal": ReformerEncoder}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 QUERY = "reformer.encoder.layers.0.attention.self_attention.query.weight"
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    """A copy of a checkpoint that a test may damage."""
-    return pathlib.Path(shutil.copytree(FIXTURES / "causal_repeated", tmp_path / "checkpoint"))
+def copy(tmp_path):
+    """Makes copies of checkpoints that a test may damage."""
+    return lambda case: pathlib.Path(shutil.copytree(FIXTURES / case, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def checkpoint(copy):
+    """A copy of a language model."""
+    return copy("causal_repeated")
 
 
 @pytest.fixture
@@ -57,19 +67,59 @@ def assert_identical(actual, expected):
 
 @pytest.mark.parametrize("case", CASES)
 def test_loading_and_saving_gives_the_same_file(case, tmp_path):
-    save(tmp_path, *load(FIXTURES / case, dtype="float64"))
+    save_model(tmp_path, *load_model(FIXTURES / case, dtype="float64"))
     written = safetensors.numpy.load_file(tmp_path / WEIGHTS)
-    np.testing.assert_array_equal(written.pop("lm_head.decoder.bias"), written["lm_head.bias"])
+    if "lm_head.bias" in written:
+        np.testing.assert_array_equal(written.pop("lm_head.decoder.bias"), written["lm_head.bias"])
     assert_identical(written, safetensors.numpy.load_file(FIXTURES / case / WEIGHTS))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_saving_and_loading_gives_the_same_model(case, tmp_path):
-    config, variables = load(FIXTURES / case, dtype="float64")
-    save(tmp_path / "new" / "directory", config, variables)
-    restored_config, restored = load(tmp_path / "new" / "directory", dtype="float64")
-    assert restored_config == config
+    model, variables = load_model(FIXTURES / case, dtype="float64")
+    save_model(tmp_path / "new" / "directory", model, variables)
+    restored_model, restored = load_model(tmp_path / "new" / "directory", dtype="float64")
+    assert restored_model == model
     assert_identical(restored, variables)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_head_becomes_our_model_with_its_parameters(case):
+    model, variables = load_model(FIXTURES / case)
+    assert type(model) is HEADS.get(case, ReformerLM)
+    created = jax.eval_shape(lambda: model.init(jax.random.key(0), method="create"))
+    assert jax.tree.map(jnp.shape, created) == jax.tree.map(jnp.shape, variables)
+
+
+def test_a_language_model_has_its_configuration_as_the_model_does(model):
+    loaded, variables = load_model(FIXTURES / "causal_repeated", dtype="float64")
+    assert loaded.config == model[0]
+    assert_identical(variables, model[1])
+
+
+@pytest.mark.parametrize("case", sorted(HEADS))
+def test_a_head_is_recognised_by_its_tensors(case, copy):
+    checkpoint = copy(case)
+    edit_fields(checkpoint, architectures=None)
+    assert load_model(checkpoint)[0] == load_model(FIXTURES / case)[0]
+
+
+def test_names_of_classes_are_kept(tmp_path):
+    model, variables = load_model(FIXTURES / "classifier")
+    names = load_labels(FIXTURES / "classifier")
+    assert names == ("bad", "good", "ugly")
+    save_model(tmp_path / "named", model, variables, labels=names)
+    assert load_labels(tmp_path / "named") == names
+    assert json.loads((tmp_path / "named" / CONFIG).read_text())["label2id"] == {"bad": 0, "good": 1, "ugly": 2}
+    save_model(tmp_path / "unnamed", model, variables)
+    assert load_labels(tmp_path / "unnamed") == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_a_classifier_without_names_has_as_many_classes_as_weights(copy):
+    checkpoint = copy("classifier")
+    edit_fields(checkpoint, id2label=None)
+    assert load_model(checkpoint)[0].num_labels == 3
+    assert load_labels(checkpoint) is None
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -131,11 +181,63 @@ def test_a_truncated_file_is_refused(checkpoint):
         load(checkpoint)
 
 
-def test_another_head_is_refused(checkpoint):
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("classifier", "ReformerForSequenceClassification"),
+        ("question_answerer", "ReformerForQuestionAnswering"),
+        ("bare_causal", "ReformerModel"),
+    ],
+)
+def test_other_heads_are_no_language_models(case, name):
+    with pytest.raises(ValueError, match=rf"not a language model but a {name}. Read it with load_model\(directory\)"):
+        load(FIXTURES / case)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("bare", {"architectures": ["ReformerForMaskedLM"]}, "under embeddings, encoder, and none under lm_head"),
+        ("bidirectional_masked", {"architectures": ["ReformerModel"]}, r"and none under encoder \(ReformerModel\)"),
+        ("classifier", {"architectures": ["ReformerForQuestionAnswering"]}, "Use the config.json that it came with"),
+        ("classifier", {"architectures": ["ReformerForTokenClassification"]}, "is no head that can be loaded"),
+        ("causal_repeated", {"architectures": ["ReformerForMaskedLM"]}, "config.json: is_decoder=True, but .* False"),
+        (
+            "classifier",
+            {"id2label": {"0": "no", "1": "yes"}},
+            "config.json: id2label names 2 classes, but .* has 3 rows",
+        ),
+        ("classifier", {"classifier_dropout": 0.3}, "classifier_dropout=0.3 .* hidden_dropout_prob=0.0"),
+    ],
+    ids=str,
+)
+def test_a_foreign_head_is_refused(case, changes, message, copy):
+    checkpoint = copy(case)
+    edit_fields(checkpoint, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_model(checkpoint)
+
+
+def test_a_file_without_any_head_is_refused(checkpoint):
     edit_fields(checkpoint, architectures=None)
-    edit_tensors(checkpoint, {"lm_head.decoder.weight": None, "lm_head.bias": None, "qa_outputs.bias": np.zeros(2)})
-    with pytest.raises(ValueError, match=r"not a language model: .* tensors under qa_outputs, reformer"):
-        load(checkpoint)
+    edit_tensors(checkpoint, {"lm_head.decoder.weight": None, "lm_head.bias": None})
+    with pytest.raises(ValueError, match=r"has tensors under reformer, and none under lm_head .*, classifier .*, enc"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 9)], ids=str)
+def test_a_classifier_of_a_wrong_shape_is_refused(shape, copy):
+    checkpoint = copy("classifier")
+    edit_tensors(checkpoint, {"classifier.out_proj.weight": np.zeros(shape)})
+    with pytest.raises(ValueError, match=r"wrong shape for .*classifier.out_proj.weight"):
+        load_model(checkpoint)
+
+
+def test_a_question_answerer_has_two_outputs(copy):
+    checkpoint = copy("question_answerer")
+    edit_tensors(checkpoint, {"qa_outputs.weight": np.zeros((3, 16)), "qa_outputs.bias": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"wrong shape for qa_outputs.bias \[3\] \(must be \[2\]\)"):
+        load_model(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +318,33 @@ def test_arrays_that_do_not_fit_are_named(path, value, message, tmp_path, model)
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "new", config, variables)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda config: TokenClassifier(config, num_labels=3), "TokenClassifier has no counterpart .* ReformerEncoder"),
+        (lambda config: SequenceClassifier(config, 3, pooling="mean"), "pooling='mean': .* takes the first token"),
+        (lambda config: SequenceClassifier(config, 4), r"wrong shape for head/bias \[3\] \(must be \[4\]\)"),
+        (ReformerEncoder, "it has the unexpected head/bias, head/kernel, head_hidden"),
+    ],
+)
+def test_models_that_they_lack_or_that_do_not_fit_are_refused(make, message, tmp_path):
+    model, variables = load_model(FIXTURES / "classifier")
+    with pytest.raises(ValueError, match=message):
+        save_model(tmp_path / "new", make(model.config), variables)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "b"), ("a", "b", "c", "c")], ids=str)
+def test_names_that_are_not_one_for_each_class_are_refused(names, tmp_path):
+    with pytest.raises(ValueError, match="must be num_labels=3 different names"):
+        save_model(tmp_path / "new", *load_model(FIXTURES / "classifier"), labels=names)
+
+
+def test_names_of_classes_that_do_not_exist_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="a ReformerEncoder has no classes"):
+        save_model(tmp_path / "new", *load_model(FIXTURES / "bare"), labels=("a", "b"))
 
 
 def test_parameters_without_their_collection_are_refused(tmp_path, model):

@@ -6,7 +6,15 @@ import json
 import pytest
 
 from reformer.config import ReformerConfig
-from reformer.interop.huggingface_config import config_from_fields, fields_from_config
+from reformer.interop.huggingface_config import (
+    ARCHITECTURES,
+    config_from_fields,
+    declared_architecture,
+    fields_from_config,
+    labels_from_fields,
+    language_model,
+    read_fields,
+)
 
 MINIMAL = {"model_type": "reformer"}
 EXPRESSIBLE = ReformerConfig(semantics="huggingface", dropout_rate=0.1, attention_dropout_rate=0.2)
@@ -98,14 +106,93 @@ def test_configurations_survive_the_way_there_and_back(changes):
     if config.position_embedding == "axial":
         shape, dims = config.resolved_axial_shape, config.resolved_axial_dims
         resolved = dataclasses.replace(resolved, axial_shape=shape, axial_dims=dims)
-    fields = through_json(fields_from_config(config))
+    architecture = language_model(config)
+    fields = through_json(fields_from_config(config, architecture))
     assert config_from_fields(fields, config.dtype) == resolved
-    assert through_json(fields_from_config(resolved)) == fields
+    assert declared_architecture(fields) == architecture
+    assert through_json(fields_from_config(resolved, architecture)) == fields
 
 
 @pytest.mark.parametrize(("causal", "name"), [(True, "ReformerModelWithLMHead"), (False, "ReformerForMaskedLM")])
-def test_the_architecture_follows_causality(causal, name):
-    assert fields_from_config(dataclasses.replace(EXPRESSIBLE, causal=causal))["architectures"] == [name]
+def test_the_architecture_of_a_language_model_follows_causality(causal, name):
+    assert language_model(dataclasses.replace(EXPRESSIBLE, causal=causal)) == name
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_declared_as_it_is_written(name):
+    config = dataclasses.replace(EXPRESSIBLE, causal=name == "ReformerModelWithLMHead")
+    fields = through_json(fields_from_config(config, name))
+    assert fields["architectures"] == [name]
+    assert declared_architecture(fields) == name
+
+
+@pytest.mark.parametrize("fields", [{}, {"architectures": None}, {"architectures": []}], ids=str)
+def test_an_architecture_may_be_left_out(fields):
+    assert declared_architecture(MINIMAL | fields) is None
+
+
+def test_the_published_configurations_are_read():
+    """Of google/reformer-enwik8 and google/reformer-crime-and-punishment, as transformers' users have them."""
+    enwik8 = {
+        "attention_head_size": 128,
+        "attn_layers": ["local", "local", "lsh", "local"] * 3,
+        "axial_pos_embds_dim": [256, 768],
+        "axial_pos_shape": [128, 512],
+        "feed_forward_size": 4096,
+        "hidden_dropout_prob": 0.2,
+        "hidden_size": 1024,
+        "is_decoder": True,
+        "local_attention_probs_dropout_prob": 0.2,
+        "local_attn_chunk_length": 128,
+        "lsh_attention_probs_dropout_prob": 0.1,
+        "lsh_attn_chunk_length": 256,
+        "max_position_embeddings": 65536,
+        "num_attention_heads": 8,
+        "num_buckets": 512,
+        "num_hashes": 4,
+        "vocab_size": 258,
+    }
+    config = config_from_fields(MINIMAL | enwik8, "float32")
+    assert (config.vocab_size, config.max_length, config.num_layers, config.num_lsh_layers) == (258, 65536, 12, 3)
+    assert (config.attention_pattern, config.num_buckets) == (("local", "local", "lsh", "local"), 512)
+    crime_and_punishment = {
+        "attention_head_size": 64,
+        "axial_pos_embds_dim": [64, 192],
+        "axial_pos_shape": [512, 1024],
+        "is_decoder": True,
+        "max_position_embeddings": 524288,
+        "num_attention_heads": 2,
+        "num_buckets": [64, 128],
+    }
+    config = config_from_fields(MINIMAL | crime_and_punishment, "float32")
+    assert (config.vocab_size, config.max_length, config.num_layers, config.num_lsh_layers) == (320, 524288, 6, 3)
+    assert (config.attention_pattern, config.num_buckets) == (("local", "lsh"), (64, 128))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architectures": ["BertModel"]}, r"architectures=\['BertModel'\] is no head that can be loaded. It must be"),
+        ({"architectures": ["ReformerModelWithLMHead"]}, "is_decoder=False, but ReformerModelWithLMHead needs True"),
+        ({"architectures": ["ReformerForMaskedLM"], "is_decoder": True}, "ReformerForMaskedLM needs False"),
+    ],
+    ids=str,
+)
+def test_architectures_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        declared_architecture(MINIMAL | fields)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], {"1": "a", "2": "b"}, {"a": "0"}], ids=str)
+def test_classes_that_are_not_numbered_from_zero_are_refused(names):
+    with pytest.raises(ValueError, match=r"id2label=.* must be an object that names the classes '0', '1' and so on"):
+        labels_from_fields({"id2label": names})
+
+
+def test_only_a_reformer_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"config.json: model_type='bert' is not 'reformer'"):
+        read_fields(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +210,7 @@ def test_the_architecture_follows_causality(causal, name):
 )
 def test_what_they_lack_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        fields_from_config(dataclasses.replace(EXPRESSIBLE, **changes))
+        fields_from_config(dataclasses.replace(EXPRESSIBLE, **changes), "ReformerModel")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +218,6 @@ def test_what_they_lack_is_refused(changes, message):
     [
         ({"model_type": "bert"}, "model_type='bert' is not 'reformer'"),
         ({"model_type": None}, "model_type=None is not 'reformer'"),
-        ({"architectures": ["ReformerForQuestionAnswering"]}, "not a language model"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is not supported. It must be one of relu, gelu"),
         ({"hidden_act": ["relu"]}, "hidden_act=.* is not supported"),
         ({"attn_layers": []}, "attn_layers=.* must be a list of 'local' and 'lsh'"),

@@ -1,12 +1,16 @@
 """Our model under Hugging Face semantics computes what theirs does, in float64.
 
 The fixtures are what transformers 4.57.1 computed (see make_fixtures). They also hold the oracle, which then tells what
-theirs would compute for configurations, lengths and masks that are in no fixture, gradients included.
+theirs would compute for configurations, lengths and masks that are in no fixture, gradients included. A directory of
+further fixtures, of another maker, is tested too if the environment variable REFORMER_PARITY names it: there the inputs
+are in io.npz, the gradients in grads.npz, and those of question answering are of mean(start_logits^2).
 """
 
 import dataclasses
 import json
+import os
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +20,14 @@ import pytest
 import safetensors.numpy
 
 from reformer import ReformerConfig, ReformerLM, num_buckets
-from reformer.interop.huggingface import load, save
+from reformer.heads import QuestionAnswerer
+from reformer.interop.huggingface import load_model, save_model
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-CASES = sorted(path.name for path in FIXTURES.iterdir())
+CASES = sorted(FIXTURES.iterdir())
+if "REFORMER_PARITY" in os.environ:
+    CASES += sorted(path for path in pathlib.Path(os.environ["REFORMER_PARITY"]).iterdir() if path.is_dir())
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda path: path.name)
 LOGITS_TOLERANCE = 1e-9
 GRADIENT_TOLERANCE = 1e-7  # norm over norm
 
@@ -47,13 +55,39 @@ BOTH_SIDES = {"causal": False, "lsh_num_chunks_after": 1, "local_num_chunks_afte
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def read_fixture(case):
-    """The expected arrays of a fixture, its tokens, mask and rotations, and the gradient by name."""
-    expected = np.load(FIXTURES / case / "expected.npz")
+class Fixture(NamedTuple):
+    """What they were given and computed; gradients by the names of the parameters, of the mean of squares of `of`."""
+
+    logits: Any
+    inputs: tuple  # tokens, mask, rotations
+    gradients: dict
+    of: Any = staticmethod(lambda logits: logits)
+
+
+def read_fixture(directory):
+    """What is expected of a checkpoint."""
+    if (directory / "io.npz").exists():
+        return read_foreign_fixture(directory)
+    expected = np.load(directory / "expected.npz")
+    gradients = {name.removeprefix("gradient/"): expected[name] for name in expected if name.startswith("gradient/")}
+    return Fixture(expected["logits"], read_inputs(expected, "tokens", "mask"), gradients)
+
+
+def read_foreign_fixture(directory):
+    """Likewise, as REFORMER_PARITY has it."""
+    expected, gradients = np.load(directory / "io.npz"), dict(np.load(directory / "grads.npz"))
+    inputs = read_inputs(expected, "input_ids", "attention_mask")
+    if "logits" in expected:
+        return Fixture(expected["logits"], inputs, gradients)
+    both = np.stack([expected["start_logits"], expected["end_logits"]], axis=-1)
+    return Fixture(both, inputs, gradients, lambda logits: logits[..., 0])
+
+
+def read_inputs(expected, tokens, mask):
+    """Tokens, mask and rotations."""
     num_rotations = sum(name.startswith("rotations_") for name in expected)
     rotations = [expected[f"rotations_{i}"] for i in range(num_rotations)]
-    gradients = {name.removeprefix("gradient/"): expected[name] for name in expected if name.startswith("gradient/")}
-    return expected["logits"], (expected["tokens"], expected["mask"], rotations), gradients
+    return expected[tokens], expected[mask].astype(bool), rotations
 
 
 def read_checkpoint(directory):
@@ -63,33 +97,36 @@ def read_checkpoint(directory):
     return jax.tree.map(jnp.asarray, weights), json.loads((directory / "config.json").read_text())
 
 
-def logits_and_gradient(function, weights):
+def logits_and_gradient(function, weights, of=lambda logits: logits):
     """Logits, and the gradient of the mean of their squares."""
 
     def loss(weights):
         logits = function(weights)
-        return jnp.mean(logits**2), logits
+        return jnp.mean(of(logits) ** 2), logits
 
     (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
     return logits, gradient
 
 
-def ours(config, variables, tokens, mask, rotations, directory):
+def ours(model, variables, tokens, mask, rotations, directory, **options):
     """Logits of our model and its gradient under their names."""
-    model = ReformerLM(config)
     tokens, mask, rotations = jax.tree.map(jnp.asarray, (np.int32(tokens), mask, rotations))
 
     def run(variables):
-        return model.apply(variables, tokens, mask=mask, rotations=rotations)
+        logits = model.apply(variables, tokens, mask=mask, rotations=rotations)
+        return jnp.stack(logits, axis=-1) if isinstance(model, QuestionAnswerer) else logits
 
-    logits, gradient = logits_and_gradient(run, variables)
-    save(directory, config, gradient)
+    logits, gradient = logits_and_gradient(run, variables, **options)
+    save_model(directory, model, gradient)
     return logits, read_checkpoint(directory)[0]
 
 
 def assert_logits_match(actual, expected, mask):
-    """Compare logits at real positions."""
-    np.testing.assert_allclose(np.asarray(actual)[mask], np.asarray(expected)[mask], rtol=0, atol=LOGITS_TOLERANCE)
+    """Compare logits, those of tokens at real positions."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    real = mask if expected.shape[:2] == mask.shape else ...
+    np.testing.assert_allclose(actual[real], expected[real], rtol=0, atol=LOGITS_TOLERANCE)
 
 
 def assert_gradients_match(actual, expected):
@@ -100,23 +137,24 @@ def assert_gradients_match(actual, expected):
         assert difference <= GRADIENT_TOLERANCE * np.linalg.norm(gradient), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@every_case
 def test_the_oracle_computes_what_they_do(case):
-    logits, inputs, gradients = read_fixture(case)
-    weights, fields = read_checkpoint(FIXTURES / case)
-    actual, gradient = logits_and_gradient(lambda weights: oracle.logits(weights, fields, *inputs), weights)
-    assert_logits_match(actual, logits, inputs[1])
-    if gradients:
-        assert_gradients_match(gradient, gradients)
+    fixture, (weights, fields) = read_fixture(case), read_checkpoint(case)
+    actual, gradient = logits_and_gradient(
+        lambda weights: oracle.logits(weights, fields, *fixture.inputs), weights, fixture.of
+    )
+    assert_logits_match(actual, fixture.logits, fixture.inputs[1])
+    if fixture.gradients:
+        assert_gradients_match(gradient, fixture.gradients)
 
 
-@pytest.mark.parametrize("case", CASES)
+@every_case
 def test_our_model_computes_what_they_do(case, tmp_path):
-    logits, inputs, gradients = read_fixture(case)
-    actual, gradient = ours(*load(FIXTURES / case, dtype="float64"), *inputs, tmp_path)
-    assert_logits_match(actual, logits, inputs[1])
-    if gradients:
-        assert_gradients_match(gradient, gradients)
+    fixture = read_fixture(case)
+    actual, gradient = ours(*load_model(case, dtype="float64"), *fixture.inputs, tmp_path, of=fixture.of)
+    assert_logits_match(actual, fixture.logits, fixture.inputs[1])
+    if fixture.gradients:
+        assert_gradients_match(gradient, fixture.gradients)
 
 
 @pytest.mark.slow
@@ -152,12 +190,13 @@ def test_our_model_computes_what_they_would(changes, length, is_masked, tmp_path
     factors = num_buckets(length, config)
     shape = (config.num_heads, config.head_dim, config.num_hashes, sum(factors) // 2)
     rotations = [rng.standard_normal(shape) for _ in range(config.num_lsh_layers)]
-    variables = ReformerLM(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    model = ReformerLM(config)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     variables = jax.tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), variables)
-    save(tmp_path / "model", config, variables)
+    save_model(tmp_path / "model", model, variables)
     weights, fields = read_checkpoint(tmp_path / "model")
     inputs = (tokens, mask, rotations)
     expected, expected_gradient = logits_and_gradient(lambda weights: oracle.logits(weights, fields, *inputs), weights)
-    logits, gradient = ours(config, variables, tokens, mask if is_masked else None, rotations, tmp_path / "gradient")
+    logits, gradient = ours(model, variables, tokens, mask if is_masked else None, rotations, tmp_path / "gradient")
     assert_logits_match(logits, expected, mask)
     assert_gradients_match(gradient, expected_gradient)

@@ -1,0 +1,289 @@
+"""The trunk as an encoder, and heads for what is known of a whole sequence, of each token, or of a span.
+
+Their parameters below the head have the names of the language model's, so that fine-tuning is a copy by path.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from reformer.layers.linear import dense
+from reformer.layers.stack import Observer
+from reformer.model import Evaluated, TokenModel
+from reformer.ops.dropout import dropout, fold, rows
+from reformer.ops.losses import cross_entropy
+from reformer.trunk import Rotations, Streams, Trunk, merge_streams
+
+POOLINGS = ("first", "mean")
+
+
+class ReformerEncoder(Trunk):
+    """The trunk alone: a vector for every token, bidirectional with `config.causal=False`."""
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch length hidden"]:
+        """Computes the norm of both streams merged, what every head begins with.
+
+        Args:
+          tokens: ids below `vocab_size`, of any length up to `max_length`.
+          mask: True = real token; None = all are.
+          rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
+          deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
+
+        Returns:
+          Vectors of `config.output_dim`, 2 `embed_dim` unless the streams are averaged, in at least float32; those of masked positions mean nothing.
+
+        Raises:
+          ValueError: the sequence is too long, or rotations are wrong or missing.
+        """
+        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        hidden = self.norm(merge_streams(self.config, streams))
+        return hidden if seed is None else dropout(hidden, self.config.dropout_rate, seed, rows(hidden))
+
+
+class TokenClassifier(TokenModel):
+    """A label for every token: targets [batch, length] are labels, and weights say which of them count."""
+
+    num_labels: int
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits of a token: one for every label."""
+        return self.num_labels
+
+
+class SequenceClassifier(Trunk):
+    """A label for a whole sequence, by a hidden layer over the first token or over the mean of all.
+
+    Source: Hugging Face's ReformerForSequenceClassification (with `pooling='first'`).
+    """
+
+    num_labels: int
+    pooling: str = "first"
+
+    def setup(self):
+        """Declares the parts."""
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} must be one of {', '.join(POOLINGS)}.")
+        super().setup()
+        self.head_hidden = dense(self.config, self.config.embed_dim)
+        self.head = dense(self.config, self.num_labels)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch labels"]:
+        """Computes the logits of every sequence; arguments and errors as in `ReformerEncoder`."""
+        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        return self._logits(streams, mask, seed)
+
+    def loss(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Int[Array, " batch"],
+        *,
+        weights: Float[Array, " batch"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Computes the weighted cross-entropy.
+
+        Args:
+          tokens: as in `ReformerEncoder`.
+          targets: labels from 0 to `num_labels` - 1, see `check_labels`.
+          weights: of the sequences; None = 1.
+          mask: as in `ReformerEncoder`.
+          rotations: as there.
+          deterministic: as there.
+
+        Returns:
+          Sum of weighted nats, and sum of weights; (0, 0) for zero weights.
+
+        Raises:
+          ValueError: as in `ReformerEncoder`.
+        """
+        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        nats, _, weight = _sums(self._logits(streams, mask, seed), targets, weights)
+        return nats, weight
+
+    def score(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Int[Array, " batch"],
+        *,
+        weights: Float[Array, " batch"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        look: Observer | None = None,
+    ) -> Evaluated:
+        """The loss without dropout, and how many labels are right; `look` as in `TokenModel.score`."""
+        streams, seen = self.run_and_look(tokens, mask, rotations, look)
+        return Evaluated(*_sums(self._logits(streams, mask, None), targets, weights), others={}, seen=seen)
+
+    def _logits(self, streams: Streams, mask, seed):
+        pooled = self._pool(streams, mask)
+        if seed is not None:
+            pooled = _dropout(self.config, pooled, fold(seed, 0))
+        hidden = jnp.tanh(self.head_hidden(pooled))
+        if seed is not None:
+            hidden = _dropout(self.config, hidden, fold(seed, 1))
+        return _wide(self.head(hidden))
+
+    def _pool(self, streams: Streams, mask) -> Float[Array, "batch hidden"]:
+        if self.pooling == "first":
+            return self.norm(merge_streams(self.config, tuple(x[:, 0] for x in streams)))
+        hidden = self.norm(merge_streams(self.config, streams))
+        if mask is None:
+            return jnp.mean(hidden, axis=1)
+        counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        return jnp.sum(jnp.where(mask[..., None], hidden, 0), axis=1) / counts
+
+
+class QuestionAnswerer(Trunk):
+    """The first and the last token of a span, such as an answer in a text behind its question.
+
+    Source: Devlin et al. 2019 (arXiv 1810.04805), section 4.2; Hugging Face's ReformerForQuestionAnswering.
+    """
+
+    def setup(self):
+        """Declares the parts."""
+        super().setup()
+        self.head = dense(self.config, 2)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
+        """Computes for every token the logit that the span starts there, and that it ends there.
+
+        Arguments and errors are as in `ReformerEncoder`; logits of masked positions mean nothing.
+        """
+        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        logits = self._logits(streams, seed)
+        return logits[:, 0], logits[:, 1]
+
+    def loss(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Int[Array, "batch 2"],
+        *,
+        weights: Float[Array, " batch"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Computes the weighted cross-entropy of starts and ends among the real tokens.
+
+        Args:
+          tokens: as in `ReformerEncoder`.
+          targets: position of the first and of the last token of the span. A position that holds no real token, such as
+            -1 or one that was cut off, does not count.
+          weights: of the examples, for each of the two; None = 1.
+          mask: as in `ReformerEncoder`.
+          rotations: as there.
+          deterministic: as there.
+
+        Returns:
+          Sum of weighted nats, and sum of weights, which is 2 for an example of weight 1; (0, 0) for zero weights.
+
+        Raises:
+          ValueError: as in `ReformerEncoder`.
+        """
+        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        logits, weights = self._real_logits(streams, mask, seed), _span_weights(targets, weights, tokens, mask)
+        nats, _, weight = _sums(logits, targets, weights)
+        return nats, weight
+
+    def score(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Int[Array, "batch 2"],
+        *,
+        weights: Float[Array, " batch"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        look: Observer | None = None,
+    ) -> Evaluated:
+        """The loss without dropout, how many starts and ends are right, and as `exact` how many whole spans are."""
+        streams, seen = self.run_and_look(tokens, mask, rotations, look)
+        logits, weights = self._real_logits(streams, mask, None), _span_weights(targets, weights, tokens, mask)
+        weight_of_both = jnp.min(weights, axis=1)
+        are_right = jnp.all(jnp.argmax(logits, axis=-1) == targets, axis=1)
+        others = {"exact": (jnp.sum(weight_of_both * are_right), jnp.sum(weight_of_both))}
+        return Evaluated(*_sums(logits, targets, weights), others=others, seen=seen)
+
+    def _logits(self, streams: Streams, seed) -> Float[Array, "batch 2 length"]:
+        hidden = self.norm(merge_streams(self.config, streams))
+        if seed is not None:
+            hidden = dropout(hidden, self.config.dropout_rate, seed, rows(hidden))
+        return jnp.moveaxis(_wide(self.head(hidden)), -1, 1)
+
+    def _real_logits(self, streams: Streams, mask, seed) -> Float[Array, "batch 2 length"]:
+        logits = self._logits(streams, seed)
+        return logits if mask is None else jnp.where(mask[:, None], logits, jnp.finfo(logits.dtype).min / 2)
+
+
+def check_labels(labels: Any, num_labels: int, what: str = "label") -> None:
+    """Raises a ValueError that names the first of `labels`, an array on the host, that is none.
+
+    A loss that is compiled cannot, and would train on it without a word.
+
+    Args:
+      labels: integers of any shape.
+      num_labels: of the model.
+      what: they are called in the message.
+    """
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels of type {labels.dtype} must be integers from 0 to {num_labels - 1}.")
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_labels))
+    if len(wrong):
+        raise ValueError(
+            f"{what}={labels.flat[wrong[0]]} (number {wrong[0]}) is out of range: num_labels={num_labels} allows 0 to "
+            f"{num_labels - 1}. Correct the labels or raise num_labels."
+        )
+
+
+def _wide(logits: jax.Array) -> jax.Array:
+    return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+
+
+def _dropout(config, x: Float[Array, "batch features"], seed):
+    return dropout(x, config.dropout_rate, seed, jnp.arange(len(x)))
+
+
+def _sums(logits: jax.Array, targets: jax.Array, weights: jax.Array | None):
+    """Sums of weighted nats, of the weights of right targets, and of weights, for logits [*targets, outcomes]."""
+    weights = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
+    num_outcomes = logits.shape[-1]
+    nats = cross_entropy(logits.reshape(len(logits), -1, num_outcomes), targets.reshape(len(targets), -1))
+    is_first = jnp.argmax(logits, axis=-1) == targets
+    return jnp.sum(nats.reshape(targets.shape) * weights), jnp.sum(is_first * weights), jnp.sum(weights)
+
+
+def _span_weights(targets, weights, tokens, mask) -> Float[Array, "batch 2"]:
+    """The weight of each start and end; 0 where its position holds no real token."""
+    length = tokens.shape[1]
+    is_inside = (targets >= 0) & (targets < length)
+    if mask is not None:
+        is_inside &= jnp.take_along_axis(mask, jnp.clip(targets, 0, length - 1), axis=1)
+    weights = jnp.ones(len(targets)) if weights is None else weights
+    return is_inside * weights[:, None]
