@@ -39,11 +39,13 @@ def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
     # 'language': each token from those before it | 'masked': hidden tokens from all others |
-    # 'classification': the label of a whole example
+    # 'classification': the label of a whole example | 'translation': a text from another one
     group.name = "language"
     group.mask_rate = 0.15  # of 'masked': share of the tokens that are hidden
     group.num_labels = 20  # of 'classification'; the data may have fewer
     group.pooling = "mean"  # of 'classification': over which the head stands, the 'first' token or the 'mean' of all
+    group.source_length = config_dict.placeholder(object)  # of 'translation': tokens of a source; None = data.length
+    group.share_embeddings = False  # of 'translation': source and target have the same embeddings
     return group
 
 
@@ -52,9 +54,11 @@ def data_group() -> ConfigDict:
     group = ConfigDict()
     # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder | 'imagenet64': the original tars |
     # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper | 'packages': windows of text
-    # that are labelled with their folder, of the standard library or of any folder of folders
+    # that are labelled with their folder, of the standard library or of any folder of folders | 'pairs': two text
+    # files, line by line translations | 'wmt14_ende': the original archives
     group.name = "stdlib"
-    group.path = ""  # file or folder of 'text', 'images', 'packages'; a local copy of enwik8, imagenet64; '' otherwise
+    group.path = ""  # file or folder of 'text', 'images', 'packages'; a local copy of enwik8, imagenet64, wmt14_ende
+    # or '' to look into cache_dir; of 'pairs' what the names of the files begin with, up to '.train.en'
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
@@ -62,6 +66,11 @@ def data_group() -> ConfigDict:
     group.skip_bad_images = False  # leave unreadable images and those of another size out, instead of refusing them
     group.num_symbols = 127  # of the duplication task
     group.examples_per_label = 50  # of 'packages': windows of each folder to train on
+    group.source_language = "en"  # of 'pairs' and 'wmt14_ende': what the names of the files end with
+    group.target_language = "de"
+    group.num_subwords = 8000  # of 'pairs' and 'wmt14_ende', of both languages together; model.vocab_size is the same
+    group.subwords = ""  # file of a vocabulary, such as subwords.model in the workdir of a run; '' = learn it
+    group.join = 1  # of 'pairs' and 'wmt14_ende': so many pairs, or as many as fit, make a document
     return group
 
 

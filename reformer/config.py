@@ -122,6 +122,17 @@ class ReformerConfig:
         return next(rate for rate in rates if rate is not None)
 
 
+def derive_encoder_config(config: ReformerConfig) -> ReformerConfig:
+    """The encoder that belongs to a decoder: bidirectional, with as many chunks after a token as before it."""
+    return dataclasses.replace(
+        config,
+        causal=False,
+        cross_attention=False,
+        lsh_num_chunks_after=config.lsh_num_chunks_before,
+        local_num_chunks_after=config.local_num_chunks_before,
+    )
+
+
 _POSITIVE = (
     "vocab_size",
     "max_length",

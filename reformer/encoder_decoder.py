@@ -1,27 +1,15 @@
 """An encoder and a decoder, both reversible: translation and everything else that turns one sequence into another."""
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from reformer.config import ReformerConfig
+from reformer.config import ReformerConfig, derive_encoder_config
 from reformer.heads import ReformerEncoder
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated, ReformerLM
 from reformer.trunk import Encoded, Rotations
-
-
-def derive_encoder_config(config: ReformerConfig) -> ReformerConfig:
-    """The encoder that belongs to a decoder: bidirectional, with as many chunks after a token as before it."""
-    return dataclasses.replace(
-        config,
-        causal=False,
-        cross_attention=False,
-        lsh_num_chunks_after=config.lsh_num_chunks_before,
-        local_num_chunks_after=config.local_num_chunks_before,
-    )
 
 
 class _Encoder(ReformerEncoder):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reformer import ReformerConfig, ReformerEncoderDecoder, ReformerLM, sharding
-from reformer.encoder_decoder import derive_encoder_config
+from reformer.config import derive_encoder_config
 from reformer.layers.attention import Fixed
 from reformer.layers.cross_attention import cross_attention_residual
 from reformer.layers.embeddings import Embeddings
@@ -292,7 +292,7 @@ def test_cross_attention_is_split_over_heads():
 
 def test_a_source_longer_than_the_maximum_is_refused():
     source, tokens = jnp.zeros((1, 97), jnp.int32), jnp.zeros((1, 4), jnp.int32)
-    with pytest.raises(ValueError, match="A source of 97 tokens exceeds max_length=96. Raise max_length or shorten"):
+    with pytest.raises(ValueError, match=r"A source of 97 tokens exceeds max_length=96. Raise max_length or shorten"):
         ReformerEncoderDecoder(CONFIG).apply({"params": init(CONFIG)}, source, tokens)
 
 

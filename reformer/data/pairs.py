@@ -58,12 +58,15 @@ class PairData(NextToken):
         corpus: the texts.
         vocabulary: the subwords.
         source_length: tokens of a row's source; None = as many as of its target.
+        length: tokens of a row's target; the description says how many pairs it leaves out.
+        source_length: tokens of a row's source.
         num_joined: a document has so many pairs, or as many as fit.
     """
 
     corpus: Corpus
     vocabulary: Subwords
-    source_length: int | None = None
+    length: int
+    source_length: int
     num_joined: int = 1
     unit = "subword"
     begin_id = BEGIN_ID
@@ -75,16 +78,20 @@ class PairData(NextToken):
 
     @property
     def description(self) -> str:
-        """One line: the source and the pairs of each split."""
+        """One line: the source, the pairs of each split, and those that are too long for a row."""
         counts = ", ".join(f"{len(texts.source):,} {split}" for split, texts in self.corpus.splits.items())
         documents = f", in documents of up to {self.num_joined}" if self.num_joined > 1 else ""
-        return f"{self.corpus.description}: {counts} pairs{documents}; {self.vocabulary.num_ids:,} subwords"
+        missing = {split: int((~self.fits(split, self.length)).sum()) for split in self.corpus.splits}
+        too_long = ", ".join(f"{count:,} {split}" for split, count in missing.items() if count)
+        return (
+            f"{self.corpus.description}: {counts} pairs{documents}; {self.vocabulary.num_ids:,} subwords; longer than "
+            f"{self.source_length} -> {self.length} and left out: {too_long or 'none'}"
+        )
 
-    def describe_length(self, length: int) -> str:
-        """One line: how many pairs are too long for a row of `length`."""
-        missing = {split: int((~self.fits(split, length)).sum()) for split in self.corpus.splits}
-        counts = ", ".join(f"{count:,} {split}" for split, count in missing.items() if count)
-        return f"too long for {self._source_length(length)} -> {length} tokens and left out: {counts or 'none'}"
+    @property
+    def num_ids(self) -> int:
+        """As `NextToken` has it."""
+        return self.vocabulary.num_ids
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -99,7 +106,7 @@ class PairData(NextToken):
     def fits(self, split: str, length: int) -> Bool[np.ndarray, " pairs"]:
         """For every pair of a split, whether a row of `length` holds it with its end ids."""
         source, target = (ragged.lengths + 1 for ragged in self._ids[split])
-        return (source <= self._source_length(length)) & (target <= length)
+        return (source <= self.source_length) & (target <= length)
 
     def training_examples(self, length: int, seed: int) -> grain.MapDataset:
         """Endless pairs in random order, each once per epoch; documents are made of others in every epoch.
@@ -111,7 +118,7 @@ class PairData(NextToken):
         if not len(usable):
             raise ValueError(
                 f"length={length}: no pair of {self.corpus.description} is short enough for "
-                f"{self._source_length(length)} -> {length} tokens. Raise --config.data.length or "
+                f"{self.source_length} -> {length} tokens. Raise --config.data.length or "
                 "--config.task.source_length."
             )
         order = grain.MapDataset.source(usable).seed(seed).shuffle().repeat()
@@ -141,10 +148,9 @@ class PairData(NextToken):
 
     def to_row(self, example: Pair, padded_length: int | None) -> Row:
         """As `Source.to_row` has it; beside the arrays of a `NextToken`, `source` int32 and `source_mask` bool."""
-        source_length = self._source_length(example.length)
         row = super().to_row(Example(example.targets), padded_length or example.length)
-        row["source"] = pad(example.source, source_length, PADDING_ID)
-        row["source_mask"] = np.arange(source_length) < len(example.source)
+        row["source"] = pad(example.source, self.source_length, PADDING_ID)
+        row["source_mask"] = np.arange(self.source_length) < len(example.source)
         return row
 
     def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
@@ -155,9 +161,6 @@ class PairData(NextToken):
         indices = chosen_examples(self, split, length, max_examples)
         scored = np.concatenate([self.example(split, int(i), length).targets for i in indices])
         return {"order-0 counts": float(-np.log2(counts[scored] / counts.sum()).mean())}
-
-    def _source_length(self, length: int) -> int:
-        return length if self.source_length is None else self.source_length
 
     @functools.cache  # noqa: B019  # lives as long as the data
     def _documents(self, split: str, length: int) -> list[np.ndarray]:
@@ -173,7 +176,7 @@ class PairData(NextToken):
     def _num_that_fit(self, split: str, indices: Sequence[int] | np.ndarray, length: int) -> int:
         """How many pairs, from the first, fit into a row together; at least the first does."""
         source, target = (np.cumsum(ragged.lengths[indices] + 1) for ragged in self._ids[split])
-        return max(1, int(((source <= self._source_length(length)) & (target <= length)).sum()))
+        return max(1, int(((source <= self.source_length) & (target <= length)).sum()))
 
 
 def vocab_size(config: Any) -> int:
@@ -219,7 +222,7 @@ def load(config: Any, length: int) -> PairData:
             f"{config.num_subwords}. Name another file, or set --config.data.num_subwords={vocabulary.num_ids} and "
             "--config.model.vocab_size to the same."
         )
-    return PairData(corpus, vocabulary, num_joined=config.join)
+    return PairData(corpus, vocabulary, length, length, config.join)
 
 
 def _encode(vocabulary: Subwords, lines: Sequence[str]) -> Ragged:

@@ -65,6 +65,14 @@ class Source(Protocol):
         """Bits per unit of simpler models, by name, on the examples that `evaluation_batches` reads."""
 
 
+def assets(source: Source) -> dict[str, bytes]:
+    """Files, by name, without which trained parameters mean nothing, such as a vocabulary; most data have none.
+
+    A run keeps them in its workdir.
+    """
+    return getattr(source, "assets", {})
+
+
 class NextToken(abc.ABC):
     """A base of sources for language models: each target is predicted from those before it.
 

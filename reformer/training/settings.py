@@ -41,8 +41,16 @@ FIELD_RULES = (
     (*_is_one_of(load.MODULES), ["data.name"]),
     (*_is_one_of(registry.NAMES), ["task.name"]),
     (*_is_one_of(POOLINGS), ["task.pooling"]),
-    ("True or False", lambda value: isinstance(value, bool), ["data.skip_bad_images", "sharding.split_length"]),
-    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir"]),
+    (
+        "True or False",
+        lambda value: isinstance(value, bool),
+        ["data.skip_bad_images", "task.share_embeddings", "sharding.split_length"],
+    ),
+    (
+        "text in quotes",
+        lambda value: isinstance(value, str),
+        ["data.path", "data.cache_dir", "data.source_language", "data.target_language", "data.subwords"],
+    ),
     (
         "an integer of at least 1 and at most 2147483647",
         lambda value: _is_integer(value, 1),
@@ -58,6 +66,8 @@ FIELD_RULES = (
             "checkpoint.keep_latest",
             "optimizer.min_factored_dim",
             "data.examples_per_label",
+            "data.join",
+            "data.num_subwords",
             "task.num_labels",
         ],
     ),
@@ -95,7 +105,7 @@ FIELD_RULES = (
     (
         "None or a positive integer",
         lambda value: value is None or _is_integer(value, 1),
-        ["data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
+        ["task.source_length", "data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
     ),
 )
 
