@@ -33,9 +33,9 @@ def get_config(preset: str = "") -> ConfigDict:
     base.check_preset(preset, presets)
     config = base.get_config()
     config.task.update(name="translation", share_embeddings=True)
-    config.data.update(name="pairs", num_subwords=8000, length=32)
+    config.data.update(name="pairs", num_subwords=6000, length=32)
     config.model.update(
-        vocab_size=8000,
+        vocab_size=6000,
         max_length=64,  # longer than the rows of training: some sentences to translate are
         num_layers=3,
         embed_dim=192,
@@ -50,7 +50,7 @@ def get_config(preset: str = "") -> ConfigDict:
         label_smoothing=0.1,
     )
     config.optimizer.update(name="adamw", schedule="cosine", learning_rate=0.002, warmup_steps=400, clip_norm=1.0)
-    config.training.update(num_steps=4000, batch_size=64, log_every_steps=20)
+    config.training.update(num_steps=3500, batch_size=64, log_every_steps=20)
     config.evaluation.update(every_steps=500, batch_size=64)
     config.checkpoint.every_steps = 250
     presets[preset or "captions"](config)

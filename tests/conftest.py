@@ -23,6 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = [
     "reformer." + part
     for part in (
+        "beam",
         "data",
         "decoding",
         "encoder_decoder",
@@ -36,6 +37,7 @@ CHECKED = [
         "painting",
         "tasks",
         "training",
+        "translation",
         "trunk",
     )
 ]
