@@ -36,7 +36,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.data.update(name="pairs", num_subwords=6000, length=32)
     config.model.update(
         vocab_size=6000,
-        max_length=64,  # longer than the rows of training: some sentences to translate are
+        max_length=96,  # longer than the rows of training: some sentences to translate are
         num_layers=3,
         embed_dim=192,
         mlp_dim=512,
@@ -78,7 +78,14 @@ def _documents_full(config: ConfigDict) -> None:
 def _tiny(config: ConfigDict) -> None:
     config.data.num_subwords = 1000
     config.model.update(
-        vocab_size=1000, num_layers=2, embed_dim=64, mlp_dim=128, num_heads=2, head_dim=32, local_chunk_length=16
+        vocab_size=1000,
+        max_length=128,
+        num_layers=2,
+        embed_dim=64,
+        mlp_dim=128,
+        num_heads=2,
+        head_dim=32,
+        local_chunk_length=16,
     )
     config.model.update(attention_pattern=("local", "lsh"), lsh_chunk_length=16)
     config.optimizer.warmup_steps = 50

@@ -33,7 +33,7 @@ ALLOWED = {
     "training": LEAVES | {"ops", "layers", "model", "heads", "encoder_decoder", "data", "tasks", "interop"},
     "interop": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
     "generation": LEAVES | {"decoding", "data", "training"},
-    "translation": LEAVES | {"beam", "encoder_decoder", "layers", "data", "training"},
+    "translation": LEAVES | {"beam", "encoder_decoder", "layers", "data", "tasks", "training"},
     "painting": {"data", "generation"},
     "inspection": LEAVES | {"ops", "layers", "model", "data", "training"},
 }

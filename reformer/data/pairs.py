@@ -39,7 +39,7 @@ class Ragged(NamedTuple):
     ids: Int[np.ndarray, " ids"]
     ends: Int[np.ndarray, " rows"]
 
-    def row(self, index: int) -> Int32[np.ndarray, " ids"]:
+    def row(self, index: int | np.integer) -> Int32[np.ndarray, " ids"]:
         """The row number `index`."""
         start = self.ends[index - 1] if index else 0
         return self.ids[start : self.ends[index]].astype(np.int32)

@@ -69,7 +69,7 @@ class Subwords:
         return self.processor.decode(parts)
 
 
-def join(parts: Sequence[Int32[np.ndarray, " ids"]]) -> Int32[np.ndarray, " joined"]:
+def join(parts: Sequence[np.ndarray]) -> Int32[np.ndarray, " joined"]:
     """The ids of texts one after another, a separator between two and the end id behind the last."""
     ends = [SEPARATOR_ID] * (len(parts) - 1) + [END_ID]
     ids = [np.append(part, end) for part, end in zip(parts, ends, strict=True)]
