@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> None:
         task = bar.add_task("translating", total=len(job.sources))
         found = job.run(lambda done: bar.update(task, completed=done))
     text = "".join("\t".join(parts) + "\n" for parts in found)
-    record = {"step": job.step, "texts": len(found), "beam_size": job.how.beam_size}
+    record: dict[str, Any] = {"step": job.step, "texts": len(found), "beam_size": job.how.beam_size}
     record |= {"length_penalty": job.how.length_penalty, "seconds": round(time.monotonic() - started, 1)}
     with command_line.user_errors(OSError):
         print(text, end="") if output is None else output.write_text(text, encoding="utf-8")
@@ -64,9 +65,9 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(record | {"output": str(output or "")}))
 
 
-def _compare(job: translation.Translation, found: list[list[str]]) -> dict[str, float | str]:
+def _compare(job: translation.Translation, found: list[list[str]]) -> dict[str, Any]:
     score, signature = job.bleu(found)
-    record: dict[str, float | str] = {"bleu": round(score, 2), "signature": signature}
+    record: dict[str, Any] = {"bleu": round(score, 2), "signature": signature}
     if any(len(texts.source) > 1 for texts in job.texts):
         record["share_with_all_texts"] = round(job.share_with_all_texts(found), 4)
     return record

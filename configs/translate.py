@@ -2,8 +2,8 @@
 
 Command:  python train.py --config=configs/translate.py --config.data.path=PREFIX --workdir=runs/translate
           python translate.py --workdir=runs/translate --split=test      BLEU, beam 4
-          PREFIX.train.en, PREFIX.train.de, PREFIX.val.en, PREFIX.val.de and PREFIX.test*.en, .de must exist, or PREFIX.en
-          and PREFIX.de alone; other languages by --config.data.source_language and target_language.
+          The files are PREFIX.train.en, PREFIX.train.de, PREFIX.val.en, PREFIX.val.de and PREFIX.test*.en, .de, or
+          PREFIX.en and PREFIX.de alone; other languages by --config.data.source_language and target_language.
 Hardware: not measured yet
 Time:     not measured yet
 Result:   not measured yet

@@ -156,8 +156,8 @@ def _check(decoder: ReformerConfig, encoder: ReformerConfig, share_embeddings: b
         )
     if encoder.output_dim != decoder.output_dim:
         raise ValueError(
-            f"The encoder gives {encoder.output_dim} features and the decoder takes {decoder.output_dim}. Give both the "
-            "same embed_dim and merge_streams."
+            f"The encoder gives {encoder.output_dim} features and the decoder takes {decoder.output_dim}. Give both "
+            "the same embed_dim and merge_streams."
         )
     if share_embeddings:
         fields = ("vocab_size", "max_length", "embed_dim", "position_embedding", "axial_shape", "axial_dims")

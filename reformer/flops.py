@@ -7,7 +7,8 @@ def flops_per_token(config: ReformerConfig, length: int) -> float:
     """Returns the matrix-product operations per token of a training step; a multiplication and an addition are two.
 
     A forward pass, twice its cost for the cotangents, and once more to compute the values again if it is reversible.
-    Of an encoder-decoder, for a source as long as the target. XLA's own `cost_analysis` counts the body of a scan once, whatever the number of layers.
+    Of an encoder-decoder, for a source as long as the target.
+    XLA's own `cost_analysis` counts the body of a scan once, whatever the number of layers.
 
     Args:
       config: Of the model.

@@ -40,7 +40,8 @@ class ReformerEncoder(Trunk):
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
 
         Returns:
-          Vectors of `config.output_dim`, 2 `embed_dim` unless the streams are averaged, in at least float32; those of masked positions mean nothing.
+          Vectors of `config.output_dim`, 2 `embed_dim` unless the streams are averaged, in at least float32; those of
+          masked positions mean nothing.
 
         Raises:
           ValueError: the sequence is too long, or rotations are wrong or missing.
@@ -145,7 +146,7 @@ class SequenceClassifier(Trunk):
 
     def _pool(self, streams: Streams, mask) -> Float[Array, "batch hidden"]:
         if self.pooling == "first":
-            return self.norm(merge_streams(self.config, tuple(x[:, 0] for x in streams)))
+            return self.norm(merge_streams(self.config, (streams[0][:, 0], streams[1][:, 0])))
         hidden = self.norm(merge_streams(self.config, streams))
         if mask is None:
             return jnp.mean(hidden, axis=1)

@@ -1,4 +1,4 @@
-"""What a trained encoder-decoder translates: from a workdir and texts to translations, and to BLEU where these are known."""
+"""What a trained encoder-decoder translates: from a workdir and texts to translations, and to their BLEU."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ class Translation:
           on_batch: called with the number of sources that are done, after every batch.
 
         Returns:
-          For every source its translations, of which there should be as many as it has texts.
+          For every source its translations, one line each, of which there should be as many as it has texts.
 
         Raises:
           OSError: the checkpoint is damaged.
@@ -76,7 +76,7 @@ class Translation:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             for index, target in zip(chosen, self._search(variables, chosen), strict=False):
-                found[index] = self.vocabulary.decode(target)
+                found[index] = [" ".join(text.split()) for text in self.vocabulary.decode(target)]
             on_batch(start + len(chosen))
         return found
 
@@ -200,8 +200,8 @@ def _encode(vocabulary: Subwords, texts: Sequence[Texts], longest: int) -> list[
         ids = subwords.join([np.array(part, np.int32) for part in vocabulary.encode(text.source)])
         if len(ids) > longest:
             raise ValueError(
-                f"text {number} has {len(ids)} subwords, its end included, more than max_length={longest} of the model: "
-                f"{text.source[0][:60]!r} ... Split it into sentences."
+                f"text {number} has {len(ids)} subwords, its end included, more than max_length={longest} of the "
+                f"model: {text.source[0][:60]!r} ... Split it into sentences."
             )
         sources.append(ids)
     return sources

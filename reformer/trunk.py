@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -130,7 +130,7 @@ class Trunk(nn.Module):
         num_blocks, parts = config.num_blocks, stack.parts(config)
         per_layer = iter(self._rotations(length, rotations))
         num_functions = len(parts) * len(config.attention_pattern)
-        seeds = (None,) * num_functions
+        seeds: Any = (None,) * num_functions
         if seed is not None:
             seeds = fold(seed, jnp.arange(2, 2 + num_functions * num_blocks)).reshape(num_blocks, -1).T
         fixed = []

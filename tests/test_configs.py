@@ -12,6 +12,8 @@ from configs import imagenet64 as imagenet64_config
 from configs import masked as masked_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
+from configs import translate as translate_config
+from configs import wmt_ende as wmt_ende_config
 from reformer.config import ReformerConfig
 from reformer.training import settings
 
@@ -23,6 +25,8 @@ EXPERIMENTS = [
     (duplication_config, ["", "paper", "small", "tiny"]),
     (masked_config, ["", "tiny"]),
     (classify_config, ["", "tiny"]),
+    (translate_config, ["", "captions", "transformer", "documents", "documents_full", "tiny"]),
+    (wmt_ende_config, ["", "base", "big", "tiny"]),
 ]
 
 

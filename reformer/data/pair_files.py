@@ -1,6 +1,7 @@
 """Pairs of text files, line by line translations of each other: which of them are train, valid and test."""
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,13 +85,15 @@ def _find(path: str, source: str, target: str) -> dict[str, str]:
     }
     chosen = {}
     for split, names in {"train": ["train"], "valid": _VALID_NAMES, "test": _test_names(found)}.items():
-        chosen |= {split: f".{name}" for name in reversed(names) if f".{name}" in found}
+        there = [f".{name}" for name in names if f".{name}" in found]
+        if there:
+            chosen[split] = there[0]
     if set(chosen) >= {"train", "valid"}:
         return chosen
     if "" not in found:
         raise ValueError(
-            f"data.path={path!r} has no files PATH.train.{source} and PATH.val.{source}, nor PATH.{source} alone; found "
-            f"{', '.join(f'PATH{name}.{source}' for name in sorted(found)) or 'nothing'}. {_RULE}"
+            f"data.path={path!r} has no files PATH.train.{source} and PATH.val.{source}, nor PATH.{source} alone; "
+            f"found {', '.join(f'PATH{name}.{source}' for name in sorted(found)) or 'nothing'}. {_RULE}"
         )
     return {"train": ""}
 
@@ -126,7 +129,7 @@ def _cut(texts: Texts, valid_fraction: float, test_fraction: float) -> dict[str,
     count = len(texts.source)
     num_valid, num_test = round(count * valid_fraction), round(count * test_fraction)
     ends = [0, count - num_valid - num_test, count - num_test, count]
-    cut = [Texts(texts.source[i:j], texts.target[i:j]) for i, j in zip(ends[:-1], ends[1:], strict=True)]
+    cut = [Texts(texts.source[i:j], texts.target[i:j]) for i, j in itertools.pairwise(ends)]
     return dict(zip(("train", "valid", "test"), cut, strict=True))
 
 

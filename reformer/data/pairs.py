@@ -1,7 +1,7 @@
 """Pairs of texts as subwords: a source that is read whole, and a target that is written token by token.
 
-A text ends with the end id. A pair that is longer than a row is left out and counted, never cut. Several pairs, one after
-another with a separator between them, make one document if wanted.
+A text ends with the end id. A pair that is longer than a row is left out and counted, never cut. Several pairs, one
+after another with a separator between them, make one document if wanted.
 """
 
 import dataclasses

@@ -133,8 +133,8 @@ def learn(lines: Sequence[str], num_ids: int, cache_dir: Path) -> Subwords:
             temporary.replace(file)
     except OSError as error:
         raise ValueError(
-            f"data.cache_dir={str(cache_dir)!r} cannot take the subwords ({error}). Make room or name another folder by "
-            "--config.data.cache_dir."
+            f"data.cache_dir={str(cache_dir)!r} cannot take the subwords ({error}). Make room or name another folder "
+            "by --config.data.cache_dir."
         ) from error
     return found
 
@@ -158,7 +158,7 @@ def _train(lines: Iterable[str], num_ids: int) -> bytes:
             bos_piece=begin,
             eos_piece=end,
             unk_piece=unknown,
-            user_defined_symbols=[separator],
+            control_symbols=[separator],
             byte_fallback=True,
             character_coverage=1.0,
             normalization_rule_name="identity",

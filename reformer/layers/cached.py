@@ -1,6 +1,6 @@
 """The stack of layers for one new token per row, with the caches of its attention layers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,4 +136,5 @@ def _read(config: ReformerConfig, params, x: Float[Array, "rows 1 embed"], keys_
     """Cross attention: the rows of a source are its queries, so that keys and values are not copied for each."""
     queries = x.reshape(len(keys_values.key), -1, x.shape[-1])
     layer = CrossAttention(config, parent=None)
-    return layer.apply({"params": params}, queries, keys_values, mask, method="attend").reshape(x.shape)
+    read: Any = layer.apply({"params": params}, queries, keys_values, mask, method="attend")
+    return read.reshape(x.shape)

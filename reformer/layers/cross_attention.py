@@ -114,7 +114,7 @@ class CrossAttentionResidual:
         del saved
         source = self._project_all(params, context)
         rebuilt, (of_params, of_source), of_x = chunked_vjp(
-            lambda both, fixed, x, row: self._attend(*both, fixed, x, row),
+            lambda both, fixed, x, row: self._attend(both[0], both[1], fixed, x, row),
             (params, source),
             fixed,
             (x, cotangent, rows(x)),

@@ -1,8 +1,8 @@
 """Attention of queries to the keys and values of another sequence: of a decoder to what its encoder made of the source.
 
-There is no order between the two sequences, so every query sees every real key. It is position-wise in the query: whoever
-runs it chunk by chunk over the queries (`reversible.chunked_vjp`) bounds the scores that exist at once, and gets the
-cotangents of keys and values summed over the chunks.
+There is no order between the two sequences, so every query sees every real key. It is position-wise in the query:
+whoever runs it chunk by chunk over the queries (`reversible.chunked_vjp`) bounds the scores that exist at once, and
+gets the cotangents of keys and values summed over the chunks.
 """
 
 import jax
