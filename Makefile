@@ -15,14 +15,14 @@ train: $(VENV)/train.stamp
 	$(RUN) train.py --config=configs/stdlib.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/dev.stamp
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 # The fast tests under JAX 0.11, which needs Python 3.12; on 3.11 the same requirements give JAX 0.10.
 test-jax011: $(JAX011)/dev.stamp
-	$(JAX011)/bin/python -m pytest -n 2 -m "not slow"
+	$(JAX011)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # Fifty kills of a small run; about ten minutes. The committed result is made with BENCHMARK_RESULTS=benchmarks/results.
 soak: $(VENV)/train.stamp

@@ -128,6 +128,11 @@ def work(pipe, library: str, options: dict) -> None:
         pipe.send((time.perf_counter() - began, record.peak_resident_bytes()))
 
 
+PAIRS_HELP = (
+    "after one step to warm up; 0 = that step alone, one process after the other: for lengths that fill the memory"
+)
+
+
 def measure(libraries: list[str], num_pairs: int, options: dict) -> dict[str, list[tuple[float, int]]]:
     """Lets all libraries take turns; returns seconds and peak memory of every step of each."""
     context = get_context("spawn")
@@ -177,7 +182,7 @@ def main() -> None:
     parser.add_argument("--dropout_rate", type=float, nargs="+", default=[0.0, 0.05])
     parser.add_argument("--num_hashes", type=int, default=1)
     parser.add_argument("--num_heads", type=int, default=2)
-    parser.add_argument("--num_pairs", type=int, default=5, help="after one step to warm up; 1 = one step after it")
+    parser.add_argument("--num_pairs", type=int, default=5, help=PAIRS_HELP)
     parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES))
     parser.add_argument("--baseline", default="Hugging Face", choices=list(LIBRARIES))
     arguments = parser.parse_args()
@@ -186,7 +191,11 @@ def main() -> None:
     for length, rate in itertools.product(arguments.length, arguments.dropout_rate):
         options = {"length": length, "dropout_rate": rate}
         options |= {"num_hashes": arguments.num_hashes, "num_heads": arguments.num_heads}
-        for row in summarize(measure(arguments.libraries, arguments.num_pairs, options), arguments.baseline):
+        groups = [arguments.libraries] if arguments.num_pairs else [[library] for library in arguments.libraries]
+        results = {}
+        for group in groups:
+            results |= measure(group, arguments.num_pairs, options)
+        for row in summarize(results, arguments.baseline):
             rows.append(options | row)
             record.append("peers", rows[-1] | {"baseline": arguments.baseline} | origin)
     print(record.markdown(list(rows[0]), [list(row.values()) for row in rows]))

@@ -50,7 +50,8 @@ def read(name: str, *key_fields: str) -> list[dict]:
 
 
 def draw_peers(rows: list[dict]) -> Figure:
-    """Step time and peak memory against length, a column for every dropout rate."""
+    """Step time and peak memory against length, a column for every dropout rate, with 1 hash and 2 heads."""
+    rows = [row for row in rows if (row["num_hashes"], row["num_heads"]) == (1, 2)]
     rates = sorted({row["dropout_rate"] for row in rows})
     figure = new_figure(width=4.4 * len(rates), height=6.6)
     panels = figure.subplots(2, len(rates), squeeze=False, sharex=True, sharey="row")
@@ -159,7 +160,7 @@ def describe(figure: Figure, title: str, rows: list[dict]) -> Figure:
 
 
 PICTURES: dict[str, tuple[Callable[[list[dict]], Figure], tuple[str, ...]]] = {
-    "peers": (draw_peers, ("library", "length", "dropout_rate")),
+    "peers": (draw_peers, ("library", "length", "dropout_rate", "num_hashes", "num_heads")),
     "attention": (draw_attention, ("sweep", "kind", "length")),
     "memory": (draw_memory, ("sweep", *SWEEPS, "reversible")),
 }

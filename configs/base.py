@@ -39,13 +39,17 @@ def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
     # 'language': each token from those before it | 'masked': hidden tokens from all others |
-    # 'classification': the label of a whole example | 'translation': a text from another one
+    # 'classification': the label of a whole example | 'vision': the label of an image | 'translation': a text from
+    # another one
     group.name = "language"
     group.mask_rate = 0.15  # of 'masked': share of the tokens that are hidden
-    group.num_labels = 20  # of 'classification'; the data may have fewer
-    group.pooling = "mean"  # of 'classification': over which the head stands, the 'first' token or the 'mean' of all
-    group.source_length = config_dict.placeholder(object)  # of 'translation': tokens of a source; None = data.length
-    group.share_embeddings = False  # of 'translation': source and target have the same embeddings
+    group.num_labels = 20  # of 'classification' and 'vision'; the data may have fewer
+    group.pooling = "mean"  # of both: what the head sees, the 'first' token (of images: one of its own) or the 'mean'
+    group.image_size = 64  # vision: pixels of a side
+    group.patch_size = 8  # vision: pixels of a side of a patch, which is a token; model.max_length follows
+    group.patch_order = "rows"  # vision: 'rows' | 'hilbert': along a curve, so that windows of it are squares
+    group.source_length = config_dict.placeholder(object)  # translation: tokens of a source; None = data.length
+    group.share_embeddings = False  # translation: source and target have the same embeddings
     return group
 
 
@@ -54,16 +58,20 @@ def data_group() -> ConfigDict:
     group = ConfigDict()
     # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder | 'imagenet64': the original tars |
     # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper | 'packages': windows of text
-    # that are labelled with their folder, of the standard library or of any folder of folders | 'pairs': two text
-    # files, line by line translations | 'wmt14_ende': the original archives
+    # that are labelled with their folder, of the standard library or of any folder of folders | 'labelled_images': a
+    # folder with one sub-folder for each label, or an .npz | 'digits': 1,797 written digits of 8x8 pixels |
+    # 'pairs': two text files, line by line translations | 'wmt14_ende': the original archives
     group.name = "stdlib"
-    group.path = ""  # file or folder of 'text', 'images', 'packages'; a local copy of enwik8, imagenet64, wmt14_ende
-    # or '' to look into cache_dir; of 'pairs' what the names of the files begin with, up to '.train.en'
+    # File or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64, wmt14_ende; of 'pairs' what the
+    # names of the files begin with, up to '.train.en'; '' otherwise.
+    group.path = ""
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
     group.length = config_dict.placeholder(object)  # tokens per example; None = model.max_length
     group.skip_bad_images = False  # leave unreadable images and those of another size out, instead of refusing them
+    group.random_flip = False  # labelled images: mirror every second one to train on
+    group.crop_padding = 0  # labelled images: move those to train on by up to so many pixels each way
     group.num_symbols = 127  # of the duplication task
     group.examples_per_label = 50  # of 'packages': windows of each folder to train on
     group.source_language = "en"  # of 'pairs' and 'wmt14_ende': what the names of the files end with
@@ -99,6 +107,12 @@ def training_group() -> ConfigDict:
     group.batch_size = 8  # examples per update, over all devices and micro-batches
     group.accumulation_steps = 1  # micro-batches per update, one after the other: less memory, same result
     group.log_every_steps = 10  # steps between two records of the training loss
+    # Workdir of a run, or folder of a Hugging Face model, whose parameters are taken where path and shape are the same;
+    # 'DIR:PART' = those of a part, such as the discriminator; '' = all are random.
+    group.init_from = ""
+    # Regular expressions that match whole names of a parameter's path: what they match is not trained, such as
+    # ('embeddings', 'stack').
+    group.frozen = ()
     group.max_skipped_updates = 0  # so many updates in a row whose loss or gradient is not finite are left out
     group.stall_seconds = config_dict.placeholder(object)  # a run without any progress for so long ends; None = never
     group.stall_seconds = 1800.0

@@ -10,6 +10,7 @@ from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier
 from reformer.layers.attention import num_buckets
 from reformer.model import ReformerLM
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
+from reformer.vision import ReformerViT
 
 
 def load(workdir):
@@ -35,6 +36,7 @@ __all__ = [
     "ReformerEncoder",
     "ReformerEncoderDecoder",
     "ReformerLM",
+    "ReformerViT",
     "SequenceClassifier",
     "TokenClassifier",
     "compiler_options",

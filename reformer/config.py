@@ -170,12 +170,14 @@ _LARGEST = 2**31 - 1  # indices are int32
 _LARGEST_FLOAT = 3.4e38  # of float32
 
 
-def _is_integer(value, lowest: int) -> bool:
+def is_integer(value, lowest: int) -> bool:
+    """Whether a value is an integer from `lowest` to the largest int32."""
     return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= _LARGEST
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value) -> bool:
+    """Whether a value is a number that float32 holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_FLOAT
 
 
 def _problems_of_fields(config: ReformerConfig) -> Iterator[str]:
@@ -188,7 +190,7 @@ def _problems_of_fields(config: ReformerConfig) -> Iterator[str]:
 def _problems_of_types(config: ReformerConfig) -> Iterator[str]:
     for name in _POSITIVE + _NOT_NEGATIVE + _CHUNKS:
         value, lowest = getattr(config, name), 0 if name in _NOT_NEGATIVE else 1
-        if not (value is None and name in _CHUNKS) and not _is_integer(value, lowest):
+        if not (value is None and name in _CHUNKS) and not is_integer(value, lowest):
             is_large = isinstance(value, int) and value > _LARGEST
             rule = "at most 2147483647" if is_large else f"an integer of at least {lowest}"
             yield f"{name}={value!r} must be {rule}."
@@ -197,11 +199,11 @@ def _problems_of_types(config: ReformerConfig) -> Iterator[str]:
             yield f"{name}={getattr(config, name)!r} must be True or False."
     for name in _RATES:
         value = getattr(config, name)
-        if not (value is None and name in _MAY_BE_NONE) and not (_is_number(value) and 0 <= value < 1):
+        if not (value is None and name in _MAY_BE_NONE) and not (is_number(value) and 0 <= value < 1):
             yield f"{name}={value!r} must be a number of at least 0 and below 1."
     for name in _SCALES:
         value = getattr(config, name)
-        if not (_is_number(value) and 0 < value < _LARGEST_FLOAT):
+        if not (is_number(value) and value > 0):
             yield f"{name}={value!r} must be a positive number that float32 holds."
 
 
@@ -231,11 +233,11 @@ def _problems_of_tuples(config: ReformerConfig) -> Iterator[str]:
     for name in ("axial_shape", "axial_dims"):
         value = getattr(config, name)
         if value is not None and not (
-            isinstance(value, tuple) and value and all(_is_integer(size, 1) for size in value)
+            isinstance(value, tuple) and value and all(is_integer(size, 1) for size in value)
         ):
             yield f"{name}={value!r} must be None or a tuple of positive integers."
     factors = num_buckets if isinstance(num_buckets, tuple) else (num_buckets,)
-    if num_buckets is not None and not (factors and all(_is_integer(f, 2) and f % 2 == 0 for f in factors)):
+    if num_buckets is not None and not (factors and all(is_integer(f, 2) and f % 2 == 0 for f in factors)):
         yield (
             f"num_buckets={num_buckets!r} must be None, an even positive integer, or a tuple of them "
             "(the factors of the number of buckets)."

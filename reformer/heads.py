@@ -133,7 +133,8 @@ class SequenceClassifier(Trunk):
     ) -> Evaluated:
         """The loss without dropout, and how many labels are right; `look` as in `TokenModel.score`."""
         streams, seen = self.run_and_look(tokens, mask, rotations, look)
-        return Evaluated(*_sums(self._logits(streams, mask, None), targets, weights), others={}, seen=seen)
+        sums = _sums(self._logits(streams, mask, None), targets, weights)
+        return Evaluated(*sums, others={}, seen=seen)
 
     def _logits(self, streams: Streams, mask, seed):
         pooled = self._pool(streams, mask)
@@ -271,7 +272,9 @@ def _dropout(config, x: Float[Array, "batch features"], seed):
     return dropout(x, config.dropout_rate, seed, jnp.arange(len(x)))
 
 
-def _sums(logits: jax.Array, targets: jax.Array, weights: jax.Array | None):
+def _sums(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Sums of weighted nats, of the weights of right targets, and of weights, for logits [*targets, outcomes]."""
     weights = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
     num_outcomes = logits.shape[-1]

@@ -38,6 +38,8 @@ RULES: dict[str, tuple[str, ...]] = {
 PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"embeddings/token", ("vocab", "embed")),
     (r"embeddings/(axial_\d+|position)", ("replicated", "replicated")),
+    (r"embeddings/patch/kernel", ("replicated", "replicated")),
+    (r"embeddings/class_token", ("replicated",)),
     (r"norm/(scale|bias)", ("replicated",)),
     (r"(cross_)?attention/(query_key|query|key|value)/kernel", ("embed", "heads", "head_dim")),
     (r"(cross_)?attention/output/kernel", ("heads", "head_dim", "embed")),

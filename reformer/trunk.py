@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
 
 from reformer.config import ReformerConfig
 from reformer.layers import stack
@@ -103,17 +103,18 @@ class Trunk(nn.Module):
         streams = run_stack(config, self.variables["params"]["stack"], x, fixed, context)
         return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
 
-    def embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+    def embed(self, inputs: Shaped[Array, "batch length *values"]) -> Float[Array, "batch length embed"]:
         """The vectors that enter the stack, before dropout."""
         if self.is_initializing() or not splits_length():
-            return self.embeddings(tokens)
+            return self.embeddings(inputs)
         # The position embeddings of the whole length, which are the same for all examples, would exist on every device.
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape[:2])
+        embeddings = self.embeddings.clone(parent=None)
 
-        def embed(params, ids):
-            return Embeddings(self.config, parent=None).apply({"params": params}, *ids)
+        def embed(params, inputs_and_positions):
+            return embeddings.apply({"params": params}, *inputs_and_positions)
 
-        return map_length(embed, self.variables["params"]["embeddings"], (tokens, positions), None)
+        return map_length(embed, self.variables["params"]["embeddings"], (inputs, positions), None)
 
     def _dropout_seed(self, deterministic: bool):
         config = self.config

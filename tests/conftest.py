@@ -39,6 +39,7 @@ CHECKED = [
         "training",
         "translation",
         "trunk",
+        "vision",
     )
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")

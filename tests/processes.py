@@ -123,6 +123,7 @@ def small_run(text_file: Path, **fields) -> list[str]:
         "training__num_steps": 6,
         "training__batch_size": 8,
         "training__log_every_steps": 1,
+        "optimizer__schedule": "constant",  # the same program for any number of steps: it is compiled once
         "evaluation__every_steps": 3,
         "evaluation__num_hash_seeds": 1,
         "checkpoint__every_steps": 3,

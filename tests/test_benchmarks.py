@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention, memory, peer_gradients, peers, plots, record, train_step
+from benchmarks import attention, memory, peer_gradients, peers, plots, record, train_step, vision
 from tests.models import TINY
 
 
@@ -104,6 +104,15 @@ def test_last_measurement_of_the_same_thing_counts(tmp_path, monkeypatch):
         record.append("example", {"length": length, "seconds": seconds})
     assert sorted(row["seconds"] for row in plots.read("example", "length")) == [6, 7]
     assert plots.read("absent", "length") == []
+
+
+def test_the_course_of_a_run_adds_up_the_seconds_of_training_alone():
+    train = [{"split": "train", "step": step, "tokens_per_second": rate} for step, rate in ((10, 50.0), (20, 100.0))]
+    scores = {"split": "valid", "bits_per_image": 1.0, "accuracy": 0.25, "top_5_accuracy": 0.5}
+    entries = [{"split": "train", "step": 1}, train[0], scores | {"step": 10}, train[1], scores | {"step": 20}]
+    found = list(vision.course(entries, tokens_per_step=100))
+    assert [(entry["step"], entry["seconds"]) for entry in found] == [(10, 20), (20, 30)]
+    assert found[0]["nats"] == pytest.approx(np.log(2))
 
 
 def test_every_device_has_pictures_of_its_own(tmp_path, monkeypatch):

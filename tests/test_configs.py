@@ -13,6 +13,7 @@ from configs import masked as masked_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
 from configs import translate as translate_config
+from configs import vit as vit_config
 from configs import wmt_ende as wmt_ende_config
 from reformer.config import ReformerConfig
 from reformer.training import settings
@@ -27,6 +28,10 @@ EXPERIMENTS = [
     (classify_config, ["", "tiny"]),
     (translate_config, ["", "captions", "transformer", "documents", "documents_full", "tiny"]),
     (wmt_ende_config, ["", "base", "big", "tiny"]),
+    (
+        vit_config,
+        ["", "patch8", "patch4", "patch2", "patch1", "digits", "tiny", "patch8_full", "patch1_full", "tiny_full"],
+    ),
 ]
 
 

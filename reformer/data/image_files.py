@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from reformer.data import documents
@@ -84,16 +84,16 @@ class Decoder:
         self.num_skipped += 1
         return None
 
-    def decode_all(self, files: Files) -> UInt8[np.ndarray, "images side side 3"]:
-        """Pixels of all images of a split, in order."""
+    def decode_all(self, files: Files) -> tuple[UInt8[np.ndarray, "images side side 3"], Int[np.ndarray, " images"]]:
+        """Pixels of all images of a split, in order, and the number of each among the files."""
         pixels = np.empty((files.num_images, self.side, self.side, 3), np.uint8)
-        num_kept = 0
-        for name, file in files.named:
+        kept: list[int] = []
+        for number, (name, file) in enumerate(files.named):
             image = self.decode(name, file)
             if image is not None:
-                pixels[num_kept] = image
-                num_kept += 1
-        return pixels[:num_kept]
+                pixels[len(kept)] = image
+                kept.append(number)
+        return pixels[: len(kept)], np.array(kept, int)
 
 
 def find_in_folder(root: Path, valid_fraction: float, test_fraction: float) -> dict[str, Files]:
@@ -137,8 +137,29 @@ def find_in_archive(path: Path) -> dict[str, Files]:
     return {split: _files_in_arrays(arrays, split, path) for split in SPLITS}
 
 
+def read_labels(path: Path, num_images: dict[str, int]) -> dict[str, Int[np.ndarray, " images"]]:
+    """Reads the numbers of the labels from the arrays `train_labels`, `valid_labels`, `test_labels` of an .npz.
+
+    Args:
+        path: of the archive.
+        num_images: of each split, as `find_in_archive` found them.
+
+    Raises:
+        ValueError: labels are missing, or there is not one whole number for each image.
+    """
+    arrays = _read_archive(path, [f"{split}_labels" for split in SPLITS])
+    labels = {split: arrays.get(f"{split}_labels", np.zeros(0, int)) for split in SPLITS}
+    for split, of_split in labels.items():
+        if of_split.dtype.kind not in "iu" or of_split.shape != (num_images[split],):
+            raise ValueError(
+                f"data.path={str(path)!r} needs the array {split}_labels with an integer for each of the "
+                f"{num_images[split]:,} images; it holds {of_split.dtype} {list(of_split.shape)}. Add or repair it."
+            )
+    return labels
+
+
 def _files_below(root: Path, names: list[str]) -> Files:
-    return Files(len(names), ((str(root / name), root / name) for name in names))
+    return Files(len(names), [(str(root / name), root / name) for name in names])
 
 
 def _image_sizes(root: Path) -> dict[str, int]:

@@ -138,7 +138,7 @@ def load(config: Any, length: int) -> ImageData:
         cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
         return ImageData(*read_imagenet64(config.path, cache_dir, side, config.skip_bad_images))
     decoder = image_files.Decoder(side, config.skip_bad_images)
-    splits = {split: decoder.decode_all(files) for split, files in _find(config).items()}
+    splits = {split: decoder.decode_all(files)[0] for split, files in find(config).items()}
     for split in ("train", "valid"):
         if not len(splits[split]):
             raise ValueError(
@@ -155,7 +155,12 @@ def to_picture(tokens: Int[np.ndarray, " length"]) -> UInt8[np.ndarray, "side si
     return np.where(tokens < 256, tokens, 0).astype(np.uint8).reshape(side, side, 3)
 
 
-def _find(config: Any) -> dict[str, image_files.Files]:
+def find(config: Any) -> dict[str, image_files.Files]:
+    """Finds the images of each split in the folder or the .npz that the `data` group of the configuration names.
+
+    Raises:
+        ValueError: there is none, or it is no folder and no archive of images.
+    """
     path, fractions = Path(config.path).expanduser(), (config.valid_fraction, config.test_fraction)
     if not config.path or not path.exists():
         raise ValueError(f"data.path={config.path!r} does not exist. Name a folder or an .npz by --config.data.path.")

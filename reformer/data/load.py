@@ -10,6 +10,7 @@ MODULES = {"stdlib": "text", "enwik8": "text", "text": "text"}
 MODULES |= {"pairs": "pairs", "wmt14_ende": "pairs"}
 MODULES |= {"imagenet64": "images", "images": "images", "duplication": "duplication"}
 MODULES |= {"packages": "packages"}
+MODULES |= {"labelled_images": "labelled_images", "digits": "labelled_images"}
 
 
 def load(config: Any, length: int) -> Source:
@@ -26,7 +27,7 @@ def load(config: Any, length: int) -> Source:
 
 
 def kind(name: str) -> str | None:
-    """What data of a name are: 'text', 'images', 'duplication' or 'packages'; None if there is no such name."""
+    """What data of a name are, such as 'text', 'images' or 'packages'; None if there is no such name."""
     return MODULES.get(name)
 
 

@@ -5,16 +5,33 @@ trained on, as Liu et al. 2019, "RoBERTa" (arXiv 1907.11692), section 4.1, do.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from reformer.data.source import Example, NextToken, Row, chosen_examples, pad
+from reformer.data.source import Example, Row, Source, chosen_examples, pad
 
 _SPLITS = {"train": 0, "valid": 1, "test": 2}
 _MAX_COUNTED = 2000  # training examples that the baseline reads
+
+
+@runtime_checkable
+class Maskable(Source, Protocol):
+    """A source of `Example`s, such as every `source.NextToken`."""
+
+    @property
+    def begin_id(self) -> int:
+        """Stands in the padding."""
+
+    @property
+    def num_ids(self) -> int:
+        """The ids below it are those of targets."""
+
+    @property
+    def mask_id(self) -> int:
+        """Stands in the place of a hidden target."""
 
 
 class MaskedExample(NamedTuple):
@@ -39,7 +56,7 @@ class Masked:
         random_share: share of the chosen ones that become a random id, which may be the right one; the rest stays.
     """
 
-    source: NextToken
+    source: Maskable
     rate: float = 0.15
     masked_share: float = 0.8
     random_share: float = 0.1

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int, Int32
 
 from reformer.data import pair_files, subwords
 from reformer.data.pair_files import Corpus, Texts
-from reformer.data.source import Example, NextToken, Row, chosen_examples, pad
+from reformer.data.source import Example, Row, chosen_examples, next_token_row, pad
 from reformer.data.subwords import BEGIN_ID, PADDING_ID, Subwords
 from reformer.data.wmt14_ende import read_wmt14_ende
 
@@ -51,7 +51,7 @@ class Ragged(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairData(NextToken):
+class PairData:
     """Pairs of texts and their subwords.
 
     Attributes:
@@ -69,12 +69,13 @@ class PairData(NextToken):
     source_length: int
     num_joined: int = 1
     unit = "subword"
-    begin_id = BEGIN_ID
 
     @functools.cached_property
     def _ids(self) -> dict[str, tuple[Ragged, Ragged]]:
-        splits = self.corpus.splits.items()
-        return {split: tuple(_encode(self.vocabulary, lines) for lines in texts) for split, texts in splits}
+        return {
+            split: (_encode(self.vocabulary, texts.source), _encode(self.vocabulary, texts.target))
+            for split, texts in self.corpus.splits.items()
+        }
 
     @property
     def description(self) -> str:
@@ -87,11 +88,6 @@ class PairData(NextToken):
             f"{self.corpus.description}: {counts} pairs{documents}; {self.vocabulary.num_ids:,} subwords; longer than "
             f"{self.source_length} -> {self.length} and left out: {too_long or 'none'}"
         )
-
-    @property
-    def num_ids(self) -> int:
-        """As `NextToken` has it."""
-        return self.vocabulary.num_ids
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -135,8 +131,8 @@ class PairData(NextToken):
     def make_pair(self, split: str, indices: Sequence[int] | np.ndarray, length: int) -> Pair:
         """Joins pairs in the order of `indices`, as many of them as fit."""
         count = self._num_that_fit(split, indices, length)
-        joined = [subwords.join([ragged.row(i) for i in indices[:count]]) for ragged in self._ids[split]]
-        return Pair(*joined, length)
+        source, target = (subwords.join([side.row(i) for i in indices[:count]]) for side in self._ids[split])
+        return Pair(source, target, length)
 
     def documents(self, split: str, length: int) -> list[Texts]:
         """The texts of a split that are translated together: single pairs, whatever their length, or documents."""
@@ -147,8 +143,8 @@ class PairData(NextToken):
         return [Texts(*([language[i] for i in indices] for language in texts)) for indices in chosen]
 
     def to_row(self, example: Pair, padded_length: int | None) -> Row:
-        """As `Source.to_row` has it; beside the arrays of a `NextToken`, `source` int32 and `source_mask` bool."""
-        row = super().to_row(Example(example.targets), padded_length or example.length)
+        """As `Source.to_row` has it: the arrays of `next_token_row`, `source` int32 and `source_mask` bool."""
+        row = next_token_row(Example(example.targets), BEGIN_ID, padded_length or example.length)
         row["source"] = pad(example.source, self.source_length, PADDING_ID)
         row["source_mask"] = np.arange(self.source_length) < len(example.source)
         return row

@@ -58,10 +58,11 @@ class Subwords:
 
     def decode(self, ids: Int[np.ndarray, " ids"]) -> list[str]:
         """The texts that separators divide, up to the end id; other reserved ids give nothing."""
-        ids = np.asarray(ids).tolist()
-        ids = ids[: ids.index(END_ID)] if END_ID in ids else ids
+        written: list[int] = np.asarray(ids).tolist()
+        if END_ID in written:
+            written = written[: written.index(END_ID)]
         parts: list[list[int]] = [[]]
-        for token in ids:
+        for token in written:
             if token == SEPARATOR_ID:
                 parts.append([])
             elif token >= NUM_RESERVED:

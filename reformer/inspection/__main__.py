@@ -38,6 +38,7 @@ def parse(arguments: Sequence[str]) -> Request:
     """Returns the checked request that the command line describes."""
     known = _parser().parse_args(arguments)
     workdir, stored = Path(known.workdir), settings.read(Path(known.workdir))
+    settings.check_language_model(workdir, stored)
     config = settings.with_trained_buckets(stored)
     if known.num_hashes is not None:
         config = dataclasses.replace(config, num_hashes=known.num_hashes)

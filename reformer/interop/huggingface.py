@@ -102,7 +102,10 @@ def load_labels(directory: str | os.PathLike) -> tuple[str, ...] | None:
         FileNotFoundError: if `config.json` is missing.
         ValueError: if it is not that of a Reformer, or does not number its classes from 0.
     """
-    return labels_from_fields(read_fields(Path(directory)))
+    directory = Path(directory)
+    fields = read_fields(directory)
+    with _named(directory / CONFIG_FILE):
+        return labels_from_fields(fields)
 
 
 def save(directory: str | os.PathLike, config: ReformerConfig, variables: Mapping[str, Any]) -> None:

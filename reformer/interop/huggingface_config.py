@@ -81,10 +81,11 @@ def declared_architecture(fields: Mapping[str, Any]) -> str | None:
         ValueError: if it names only others, or its `is_decoder` is not that of the architecture.
     """
     names = fields.get("architectures") or []
-    known = [name for name in ARCHITECTURES if name in names]
+    known = [name for name in ARCHITECTURES if isinstance(names, list) and name in names]
     if names and not known:
         raise ValueError(
-            f"architectures={names!r} is no head that can be loaded. It must be one of {', '.join(ARCHITECTURES)}."
+            f"architectures={names!r} is no head that can be loaded. It must be a list of one of "
+            f"{', '.join(ARCHITECTURES)}."
         )
     architecture = known[0] if known else None
     wanted = {CAUSAL_MODEL: True, BIDIRECTIONAL_MODEL: False}.get(architecture)
@@ -116,12 +117,7 @@ def labels_from_fields(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, Mapping) or set(names) != {str(i) for i in range(len(names))}:
         raise ValueError(f"id2label={names!r} must be an object that names the classes '0', '1' and so on.")
-    return tuple(names[str(i)] for i in range(len(names)))
-
-
-def vocab_size_from_fields(fields: Mapping[str, Any]) -> int:
-    """The number of ids of a model."""
-    return fields.get(*_FIELDS["vocab_size"])
+    return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
 def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:

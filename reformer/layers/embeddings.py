@@ -13,33 +13,20 @@ from reformer.sharding import constrain
 _TOKEN_SCALE = 1.0  # standard deviation at the start; streams of unit scale rebuild most precisely
 
 
-class Embeddings(nn.Module):
-    """Token embedding plus position embedding."""
+class PositionEmbeddings(nn.Module):
+    """The tables of positions, of the kind that `position_embedding` names; a subclass adds them to what it embeds."""
 
     config: ReformerConfig
 
-    @nn.compact
-    def __call__(
-        self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"] | None = None
-    ) -> Float[Array, "batch length embed"]:
-        """Embeds tokens, in at least float32.
+    def first_positions(self, length: int) -> Float[Array, "length embed"]:
+        """Embeds the positions 0 .. length - 1."""
+        of_kind = {"axial": self._axial, "learned": self._learned, "sinusoidal": self._sinusoidal}
+        return of_kind[self.config.position_embedding](length)
 
-        Args:
-          tokens: ids.
-          positions: where they stand, each below `max_length`; None = 0 .. length - 1.
-        """
-        config = self.config
-        dtype = jnp.promote_types(jnp.float32, config.dtype)
-        shape = (config.vocab_size, config.embed_dim)
-        token = self.param("token", nn.initializers.normal(_TOKEN_SCALE), shape, jnp.dtype(config.param_dtype))
-        # Whole on every device: from a table in parts along `embed` XLA would exchange embedded tokens.
-        table = constrain(token, "replicated", "replicated").astype(dtype)
-        embedded = jnp.take(table, tokens, axis=0, mode="clip")
-        if positions is not None:
-            lookup = {"axial": self._axial_at, "learned": self._learned_at, "sinusoidal": self._sinusoidal_at}
-            return embedded + lookup[config.position_embedding](positions).astype(dtype)
-        position = {"axial": self._axial, "learned": self._learned, "sinusoidal": self._sinusoidal}
-        return embedded + position[config.position_embedding](tokens.shape[1]).astype(dtype)[None]
+    def at_positions(self, positions: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+        """Embeds any positions, each below `max_length`."""
+        of_kind = {"axial": self._axial_at, "learned": self._learned_at, "sinusoidal": self._sinusoidal_at}
+        return of_kind[self.config.position_embedding](positions)
 
     def _axial(self, length: int):
         """Concatenates, for every position, a row of each axis's table.
@@ -96,3 +83,28 @@ class Embeddings(nn.Module):
         half = self.config.embed_dim // 2
         angle = positions[:, None] / 10_000 ** (np.arange(half) / half)
         return [np.sin(angle), np.cos(angle)]
+
+
+class Embeddings(PositionEmbeddings):
+    """Token embedding plus position embedding."""
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"] | None = None
+    ) -> Float[Array, "batch length embed"]:
+        """Embeds tokens, in at least float32.
+
+        Args:
+          tokens: ids.
+          positions: where they stand, each below `max_length`; None = 0 .. length - 1.
+        """
+        config = self.config
+        dtype = jnp.promote_types(jnp.float32, config.dtype)
+        shape = (config.vocab_size, config.embed_dim)
+        token = self.param("token", nn.initializers.normal(_TOKEN_SCALE), shape, jnp.dtype(config.param_dtype))
+        # Whole on every device: from a table in parts along `embed` XLA would exchange embedded tokens.
+        table = constrain(token, "replicated", "replicated").astype(dtype)
+        embedded = jnp.take(table, tokens, axis=0, mode="clip")
+        if positions is not None:
+            return embedded + self.at_positions(positions).astype(dtype)
+        return embedded + self.first_positions(tokens.shape[1]).astype(dtype)[None]

@@ -10,11 +10,11 @@ from reformer.ops import linear
 
 def dense(config: ReformerConfig, features: int | tuple[int, ...], **kwargs) -> nn.DenseGeneral:
     """A dense layer in the model's types; `kwargs` as in `nn.DenseGeneral`."""
+    kwargs.setdefault("kernel_init", nn.initializers.glorot_uniform())
     return nn.DenseGeneral(
         features,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
-        kernel_init=nn.initializers.glorot_uniform(),
         dot_general=linear.dot_general,
         **kwargs,
     )

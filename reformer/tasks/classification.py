@@ -28,7 +28,7 @@ def make_model(task: Group, model: ReformerConfig) -> nn.Module:
 
 def load_data(config: Any, length: int) -> Source:
     """As `registry` has it; also raises ValueError if the data have more labels than the model."""
-    data = load.load(config.data, length)
+    data: Any = load.load(config.data, length)
     if len(data.labels) > config.task.num_labels:
         raise ValueError(
             f"label {config.task.num_labels} ({data.labels[config.task.num_labels]!r}) is out of range: "

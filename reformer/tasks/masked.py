@@ -30,4 +30,5 @@ def make_model(task: Group, model: ReformerConfig) -> nn.Module:
 
 def load_data(config: Any, length: int) -> Source:
     """As `registry` has it."""
-    return Masked(load.load(config.data, length), config.task.mask_rate)
+    text: Any = load.load(config.data, length)
+    return Masked(text, config.task.mask_rate)

@@ -24,7 +24,7 @@ from reformer.data.source import Source
 
 Group: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
-NAMES = ("language", "masked", "translation", "classification")
+NAMES = ("language", "masked", "classification", "vision", "translation")
 DEFAULT = {"name": "language"}  # of runs that are older than the group
 
 

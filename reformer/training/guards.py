@@ -94,7 +94,8 @@ def _describe_broken(values: dict[str, float]) -> str:
 
 
 def _distance_from_loss(name: str) -> tuple[int, int]:
-    # A gradient is computed from the loss backwards: the one that was reached first broke first.
-    group = _GROUPS_FROM_THE_LOSS.index(name.split("/")[0])
+    # A gradient is computed from the loss backwards: the one that was reached first broke first. A model may stand
+    # below the name of its part, and what is in none of the groups belongs to a head.
+    groups = (_GROUPS_FROM_THE_LOSS.index(part) for part in name.split("/") if part in _GROUPS_FROM_THE_LOSS)
     layer = re.search(r"layer_(\d+)", name)
-    return group, -int(layer.group(1)) if layer else 0
+    return next(groups, 0), -int(layer.group(1)) if layer else 0

@@ -14,6 +14,8 @@ from reformer.training import (
     checkpoint,
     disk,
     faults,
+    fine_tuning,
+    frozen,
     metrics,
     profiling,
     settings,
@@ -44,15 +46,18 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     """
     model_config = settings.validate(config)
     workdir.check(Path(directory), config)
+    if config.training.frozen:
+        frozen.check(config.training.frozen, checkpoint.param_shapes(settings.make_model(config)))
+    finished_step = workdir.latest_step(Path(directory))
+    origin = None if finished_step else fine_tuning.find(config)
     data = registry.load_data(config, settings.window_length(config))
     workdir.check_data(Path(directory), data)
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh, is_trained=True)
     batches.training_batches(config, data, mesh)
     batches.evaluation_batches(config, data, "valid", mesh)
-    finished_step = workdir.latest_step(Path(directory))
     steps = profiling.parse_steps(profile_steps, config.training.num_steps, finished_step)
-    return Run(config, model_config, data, mesh, Path(directory), steps)
+    return Run(config, model_config, data, mesh, Path(directory), steps, origin)
 
 
 def dry_run(run: Run) -> summary.Summary:
@@ -83,13 +88,14 @@ def train(run: Run) -> dict[str, Any]:
         programs = make_programs(run.config, run.mesh)
         checkpoints = stack.enter_context(checkpoint.open_to_write(run.workdir, run.config.checkpoint, programs.target))
         iterator = batches.training_batches(run.config, run.data, run.mesh)
-        train_state = _start(checkpoints, programs, iterator)
+        train_state = _start(run, checkpoints, programs, iterator)
         first_step = int(train_state.step)
         progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))
         journal = stack.enter_context(contextlib.closing(metrics.Journal(run.workdir, first_step)))
         profiler = profiling.Profiler(run.profile_steps, run.workdir / "profile", progress.say)
         stack.enter_context(contextlib.closing(profiler))
-        guard = Guard(run.data.unit, parameter_names(train_state.params), run.config.training.max_skipped_updates)
+        trained, _ = frozen.split(train_state.params, run.config.training.frozen)
+        guard = Guard(run.data.unit, parameter_names(trained), run.config.training.max_skipped_updates)
         machinery = Machinery(iterator, checkpoints, journal, progress, profiler, guard, watchdog, stopper)
         progress.say(_introduction(run, train_state))
         stopper.check(first_step)
@@ -98,20 +104,27 @@ def train(run: Run) -> dict[str, Any]:
         return milestones.finish(_run_steps(run, machinery, milestones, programs, train_state))
 
 
-def _start(checkpoints: Checkpoints, programs: Programs, iterator: Any) -> TrainState:
+def _start(run: Run, checkpoints: Checkpoints, programs: Programs, iterator: Any) -> TrainState:
     """Returns the state to continue from, and moves `iterator` to its position."""
     if checkpoints.latest is None:
-        return programs.init()
+        new = programs.init()
+        return new if run.origin is None else run.origin.begin(new, programs.target, run.mesh)
     train_state, data_state = checkpoints.restore(checkpoints.latest, programs.target)
     iterator.set_state(data_state)
     return train_state
 
 
 def _introduction(run: Run, train_state: TrainState) -> str:
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(train_state.params))
+    num_params, num_frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(params))
+        for params in (train_state.params, frozen.split(train_state.params, run.config.training.frozen)[1])
+    )
+    count = f"{num_params:,} parameters" + f", of which {num_frozen:,} stay as they are" * bool(num_frozen)
     places = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     start = f"continuing after step {train_state.step}" if train_state.step else "starting"
-    return f"{run.data.description}\n{num_params:,} parameters; {run.mesh.size} devices ({places}); {start}"
+    if run.origin is not None:
+        start += f"\n{run.origin.describe()}"
+    return f"{run.data.description}\n{count}; {run.mesh.size} devices ({places}); {start}"
 
 
 def _run_steps(

@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers, from optax."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,7 +93,11 @@ def _adafactor(settings: ConfigDict) -> optax.GradientTransformation:
 
 def _over_layers(rule: optax.GradientTransformation) -> optax.GradientTransformation:
     # Factoring, clipping and scaling depend on a parameter's shape and root mean square: each layer has its own.
-    return optax.GradientTransformation(jax.vmap(rule.init), jax.vmap(rule.update))
+    def of_each_layer(function: Callable[..., Any]) -> Callable[..., Any]:
+        # Where the whole stack is frozen, there is no axis of layers to map over.
+        return lambda *trees: (jax.vmap(function) if jax.tree.leaves(trees[0]) else function)(*trees)
+
+    return optax.GradientTransformation(of_each_layer(rule.init), of_each_layer(rule.update))
 
 
 def _stacked_or_single(params: Any) -> Any:

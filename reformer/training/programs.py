@@ -53,7 +53,7 @@ def make_programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
     schedule = make_schedule(config.optimizer, config.training.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     model = settings.make_model(config)
-    init = functools.partial(state.init_state, model, optimizer, config.seed)
+    init = functools.partial(state.init_state, model, optimizer, config.seed, config.training.frozen)
     update = functools.partial(
         step.train_step,
         model=model,
@@ -62,6 +62,7 @@ def make_programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
         accumulation_steps=config.training.accumulation_steps,
         seed=config.seed,
         can_skip=config.training.max_skipped_updates > 0,
+        frozen_patterns=config.training.frozen,
     )
     target = state.abstract(init, mesh)
     state_places, everywhere = state.shardings_of(target), jax.NamedSharding(mesh, jax.P())

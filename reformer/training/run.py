@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from reformer.config import ReformerConfig
 from reformer.data.source import Source
 from reformer.training.checkpoint import Checkpoints
+from reformer.training.fine_tuning import Origin
 from reformer.training.guards import Guard
 from reformer.training.metrics import Journal
 from reformer.training.profiling import Profiler, Steps
@@ -28,6 +29,7 @@ class Run:
     mesh: jax.sharding.Mesh
     workdir: Path
     profile_steps: Steps | None = None
+    origin: Origin | None = None  # of the parameters of a run that begins; None = random
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from reformer import sharding
-from reformer.config import ReformerConfig
+from reformer.config import ReformerConfig, is_integer, is_number
 from reformer.data import load
 from reformer.heads import POOLINGS
 from reformer.layers.attention import num_buckets, padded_length
@@ -22,16 +23,15 @@ from reformer.tasks import registry
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 3.4e38  # float32's largest
-
-
-def _is_integer(value: Any, lowest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value < 2**31
-
-
 def _is_one_of(names: Collection[str]) -> tuple[str, Callable[[Any], bool]]:
     return f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
+
+
+def _are_patterns(value: Any) -> bool:
+    try:
+        return isinstance(value, tuple) and all(pattern and re.compile(pattern) for pattern in value)
+    except (re.error, TypeError):
+        return False
 
 
 # (rule, predicate, fields). The fields of `model` are checked by ReformerConfig; every other one stands here.
@@ -41,20 +41,31 @@ FIELD_RULES = (
     (*_is_one_of(load.MODULES), ["data.name"]),
     (*_is_one_of(registry.NAMES), ["task.name"]),
     (*_is_one_of(POOLINGS), ["task.pooling"]),
+    (*_is_one_of(("rows", "hilbert")), ["task.patch_order"]),
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        ["data.skip_bad_images", "task.share_embeddings", "sharding.split_length"],
+        ["data.skip_bad_images", "data.random_flip", "task.share_embeddings", "sharding.split_length"],
     ),
     (
         "text in quotes",
         lambda value: isinstance(value, str),
-        ["data.path", "data.cache_dir", "data.source_language", "data.target_language", "data.subwords"],
+        [
+            "data.path",
+            "data.cache_dir",
+            "data.source_language",
+            "data.target_language",
+            "data.subwords",
+            "training.init_from",
+        ],
     ),
+    ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
     (
         "an integer of at least 1 and at most 2147483647",
-        lambda value: _is_integer(value, 1),
+        lambda value: is_integer(value, 1),
         [
+            "task.image_size",
+            "task.patch_size",
             "training.num_steps",
             "training.batch_size",
             "training.accumulation_steps",
@@ -71,40 +82,40 @@ FIELD_RULES = (
             "task.num_labels",
         ],
     ),
-    ("an integer of at least 2 and at most 2147483647", lambda value: _is_integer(value, 2), ["data.num_symbols"]),
+    ("an integer of at least 2 and at most 2147483647", lambda value: is_integer(value, 2), ["data.num_symbols"]),
     (
         "an integer from 0 to 2147483647",
-        lambda value: _is_integer(value, 0),
-        ["seed", "evaluation.hash_seed", "optimizer.warmup_steps", "training.max_skipped_updates"],
+        lambda value: is_integer(value, 0),
+        ["seed", "evaluation.hash_seed", "optimizer.warmup_steps", "training.max_skipped_updates", "data.crop_padding"],
     ),
     (
         "a positive integer, or -1 for the devices that remain",
-        lambda value: _is_integer(value, 1) or (_is_integer(value, -1) and value == -1),
+        lambda value: is_integer(value, 1) or (is_integer(value, -1) and value == -1),
         ["sharding.data", "sharding.fsdp", "sharding.tensor"],
     ),
     (
         "a positive number that float32 holds",
-        lambda value: _is_number(value) and value > 0,
+        lambda value: is_number(value) and value > 0,
         ["optimizer.learning_rate", "optimizer.epsilon", "optimizer.update_clip", "optimizer.factored_decay"],
     ),
     (
         "a number of at least 0 and below 1",
-        lambda value: _is_number(value) and 0 <= value < 1,
+        lambda value: is_number(value) and 0 <= value < 1,
         ["optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "data.test_fraction"],
     ),
     (
         "a number above 0 and below 1",
-        lambda value: _is_number(value) and 0 < value < 1,
+        lambda value: is_number(value) and 0 < value < 1,
         ["data.valid_fraction", "task.mask_rate"],
     ),
     (
         "None or a positive number that float32 holds",
-        lambda value: value is None or (_is_number(value) and value > 0),
+        lambda value: value is None or (is_number(value) and value > 0),
         ["optimizer.clip_norm", "training.stall_seconds"],
     ),
     (
         "None or a positive integer",
-        lambda value: value is None or _is_integer(value, 1),
+        lambda value: value is None or is_integer(value, 1),
         ["task.source_length", "data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
     ),
 )
@@ -141,6 +152,16 @@ def model_config(config: Config) -> ReformerConfig:
 def make_model(config: Config) -> nn.Module:
     """Returns the model that a config describes."""
     return registry.make_model(config.get("task", registry.DEFAULT), model_config(config))
+
+
+def check_language_model(workdir: Path, config: Config) -> None:
+    """Raises a ValueError if the run in `workdir`, which has this config, did not train a language model."""
+    task = config.get("task", registry.DEFAULT)["name"]
+    if task != "language":
+        raise ValueError(
+            f"workdir={workdir} is of a run with config.task.name={task!r}. This program needs a language model, such "
+            "as that of configs/stdlib.py."
+        )
 
 
 def window_length(config: Config) -> int:

@@ -1,6 +1,6 @@
 """What training carries from step to step, and where it lies on the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from reformer import sharding
+from reformer.training import frozen
 
 
 @flax.struct.dataclass
@@ -36,10 +37,13 @@ def init_params(model: nn.Module, seed: int) -> Any:
     return model.init(init_rng, method="create")["params"]
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Returns the state before the first update."""
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, frozen_patterns: Sequence[str] = ()
+) -> TrainState:
+    """Returns the state before the first update; the optimizer knows nothing of what is frozen."""
     params = init_params(model, seed)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, optimizer=optimizer.init(params))
+    trained, _ = frozen.split(params, frozen_patterns)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, optimizer=optimizer.init(trained))
 
 
 def abstract(function: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:

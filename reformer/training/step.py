@@ -1,6 +1,7 @@
 """One update and one evaluation batch: pure functions of arrays."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from reformer.model import Evaluated
-from reformer.training import occupancy
+from reformer.training import frozen, occupancy
 from reformer.training.state import TrainState, split_seed
 
 Batch = dict[str, jax.Array]  # named as the arguments of the model's `loss`, the examples on axis 0
@@ -32,6 +33,7 @@ def train_step(
     accumulation_steps: int,
     seed: int,
     can_skip: bool = False,
+    frozen_patterns: Sequence[str] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after one update and its metrics.
 
@@ -44,15 +46,18 @@ def train_step(
       accumulation_steps: Micro-batches that the gradient is summed over, one after the other.
       seed: Of the run; every key follows from it and `state.step`.
       can_skip: An update with a number that is not finite changes nothing but the step; False saves the choice.
+      frozen_patterns: Of the parameters that stay as they are, as `frozen.split` has them.
 
     Returns:
       The new state; scalars, of which `nats` and `weight` are sums over the batch, before the update; and
-      `finite_gradients`, which says of every parameter, in the order of `jax.tree.leaves`, whether its gradient is.
+      `finite_gradients`, which says of every trained parameter, in the order of `jax.tree.leaves`, whether its gradient
+      is.
     """
     rngs = step_rngs(seed, state.step)
-    gradients, nats, weight = accumulate_gradients(model, state.params, batch, rngs, accumulation_steps)
+    trained, others = frozen.split(state.params, frozen_patterns)
+    gradients, nats, weight = accumulate_gradients(model, trained, batch, rngs, accumulation_steps, others)
     gradients = jax.tree.map(lambda gradient: gradient / weight.astype(gradient.dtype), gradients)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
     # One number per parameter gives both the norm and where it breaks: the gradients are read once.
     squares = jnp.stack([jnp.sum(jnp.square(gradient.astype(nats.dtype))) for gradient in jax.tree.leaves(gradients)])
     metrics = {
@@ -63,7 +68,8 @@ def train_step(
         "learning_rate": schedule(state.step),
         "finite_gradients": jnp.isfinite(squares),
     }
-    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
+    params = frozen.merge(optax.apply_updates(trained, updates), others)
+    new = TrainState(state.step + 1, params, optimizer_state)
     if can_skip:
         is_good = jnp.isfinite(nats) & jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["update_norm"])
         old = TrainState(new.step, state.params, state.optimizer)
@@ -72,20 +78,22 @@ def train_step(
 
 
 def accumulate_gradients(
-    model: nn.Module, params: Any, batch: Batch, rngs: dict[str, jax.Array], num_micro_batches: int
+    model: nn.Module, params: Any, batch: Batch, rngs: dict[str, jax.Array], num_micro_batches: int, others: Any = None
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """Returns the gradient of the sum of nats, that sum, and the sum of weights.
+    """Returns the gradient of the sum of nats by `params`, that sum, and the sum of weights.
+
+    `others` are the parameters that the model has beside `params`.
 
     The micro-batches have the same rotations, which are drawn for a batch of any size, and their own dropout masks:
     without dropout the result is that of one large batch.
     """
     if num_micro_batches == 1:
-        return _gradients(model, params, batch, rngs)
+        return _gradients(model, params, batch, rngs, others)
 
     def add_micro_batch(sums, index_and_batch):
         index, micro_batch = index_and_batch
         micro_rngs = {**rngs, "dropout": jax.random.fold_in(rngs["dropout"], index)}
-        return jax.tree.map(jnp.add, sums, _gradients(model, params, micro_batch, micro_rngs)), None
+        return jax.tree.map(jnp.add, sums, _gradients(model, params, micro_batch, micro_rngs, others)), None
 
     micro_batches = jax.tree.map(lambda rows: _split_rows(rows, num_micro_batches), batch)
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
@@ -98,10 +106,10 @@ def _split_rows(rows: jax.Array, num_micro_batches: int) -> jax.Array:
     return jnp.moveaxis(rows.reshape(-1, num_micro_batches, *rows.shape[1:]), 1, 0)
 
 
-def _gradients(model, params, batch, rngs):
+def _gradients(model, params, batch, rngs, others):
     def nats_and_weight(params):
         arguments: dict[str, Any] = {**batch, "deterministic": False}
-        return model.apply({"params": params}, rngs=rngs, method="loss", **arguments)
+        return model.apply({"params": frozen.merge(params, others)}, rngs=rngs, method="loss", **arguments)
 
     (nats, weight), gradients = jax.value_and_grad(nats_and_weight, has_aux=True)(params)
     return gradients, nats, weight

@@ -105,7 +105,7 @@ def _kind(model: str, names: Sequence[str], leaf: Any, pattern: Sequence[str]) -
 
 def _place_in_model(group: tuple[str, str]) -> tuple[str, int]:
     model, part = group
-    return model, {"embeddings": 0, "feed-forward": 2, "norm": 3, "head": 4}.get(part, 1)
+    return model, {"embeddings": 0, "feed-forward": 2, "norm": 3, "head_hidden": 4, "head": 5}.get(part, 1)
 
 
 def _describe_layers(kinds: Mapping[_Kind, list[Any]]) -> str:

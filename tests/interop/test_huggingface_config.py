@@ -173,6 +173,7 @@ def test_the_published_configurations_are_read():
     ("fields", "message"),
     [
         ({"architectures": ["BertModel"]}, r"architectures=\['BertModel'\] is no head that can be loaded. It must be"),
+        ({"architectures": "ReformerModel"}, "architectures='ReformerModel' is no head .* must be a list"),
         ({"architectures": ["ReformerModelWithLMHead"]}, "is_decoder=False, but ReformerModelWithLMHead needs True"),
         ({"architectures": ["ReformerForMaskedLM"], "is_decoder": True}, "ReformerForMaskedLM needs False"),
     ],

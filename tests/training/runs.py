@@ -54,9 +54,17 @@ def stop_at_batch(monkeypatch, kind, count):
     monkeypatch.setattr(loop.batches, "to_mesh", to_mesh)
 
 
+def initial_params(config, seed=0):
+    """Returns the initial parameters of a config's model, by one program."""
+    return _init(settings.make_model(config), seed)
+
+
+_init = jax.jit(init_params, static_argnums=(0, 1))
+
+
 def save_untrained(config, directory, step=1):
     """Makes a workdir whose only checkpoint has the initial parameters; returns it."""
-    params = jax.jit(init_params, static_argnums=(0, 1))(settings.make_model(config), 0)
+    params = initial_params(config)
     state = TrainState(step=jnp.array(step), params=params, optimizer={"count": jnp.array(step)})
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(state, {"next_index": 0}, {"step": step}, 8.0)

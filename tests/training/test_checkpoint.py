@@ -7,8 +7,8 @@ import pytest
 
 from reformer.training import checkpoint, settings
 from reformer.training.checkpoint import Checkpoints
-from reformer.training.state import TrainState, init_params
-from tests.training.runs import save, state_of, target
+from reformer.training.state import TrainState
+from tests.training.runs import initial_params, save, state_of, target
 
 
 def test_everything_that_is_saved_is_restored(tmp_path):
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
 
 def test_load_gives_the_config_and_the_parameters_to_library_users(config, tmp_path):
     model_config = settings.model_config(config)
-    params = init_params(settings.make_model(config), seed=5)
+    params = initial_params(config, seed=5)
     settings.write(tmp_path / "config.json", config)
     with Checkpoints(tmp_path) as checkpoints:
         state = TrainState(step=jnp.array(1), params=params, optimizer={"count": jnp.array(1)})

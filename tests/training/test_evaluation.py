@@ -14,7 +14,7 @@ from reformer import sharding
 from reformer.data import source, text
 from reformer.model import ReformerLM
 from reformer.training import evaluation, loop, settings
-from reformer.training.state import init_params
+from tests.training.runs import initial_params
 
 
 def data_of(config, num_bytes):
@@ -32,7 +32,7 @@ def measure(config, params, data):
 
 def test_scores_are_those_of_the_logits_over_all_windows(config):
     model_config = settings.model_config(config)
-    params, data = init_params(settings.make_model(config), seed=0), data_of(config, 75)
+    params, data = initial_params(config), data_of(config, 75)
     bits = right = 0.0
     for window in source.evaluation_batches(data, "valid", length=32, batch_size=1):
         logits = ReformerLM(model_config).apply(
@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_logits_over_all_windows(config):
 
 
 def test_scores_do_not_depend_on_the_batch_size(config):
-    params, data = init_params(settings.make_model(config), seed=0), data_of(config, 333)
+    params, data = initial_params(config), data_of(config, 333)
     results = []
     for batch_size in (1, 4, 16):
         config.evaluation.batch_size = batch_size

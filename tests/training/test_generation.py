@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 import generate
+from configs import base
 from reformer import generation, num_buckets, painting
 from reformer.data import images
+from reformer.training import settings
 from tests.training.runs import save_untrained
 
 
@@ -170,3 +172,11 @@ def test_stop_ids_are_bytes():
     assert generation.stop_id("\n") == 10
     with pytest.raises(ValueError, match="one byte"):
         generation.stop_id("ä")
+
+
+def test_a_run_on_another_task_is_refused(tmp_path):
+    config = base.get_config()
+    config.task.name = "masked"
+    settings.write(tmp_path / "config.json", config)
+    with pytest.raises(ValueError, match=r"config.task.name='masked'. This program needs a language model"):
+        generate.parse([f"--workdir={tmp_path}"])

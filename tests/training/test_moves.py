@@ -48,7 +48,7 @@ def said(ended):
 
 
 @pytest.mark.slow
-def test_from_one_process_to_two_and_back_through_signals_and_a_kill_the_losses_are_the_same(text_file, tmp_path):
+def test_from_one_process_to_two_through_signals_and_a_kill_the_losses_are_the_same(text_file, tmp_path):
     flags = small_run(text_file, training__num_steps=12, checkpoint__every_steps=2, evaluation__every_steps=6)
 
     def start(name, number, num_processes=1, kill=""):
@@ -76,8 +76,8 @@ def test_from_one_process_to_two_and_back_through_signals_and_a_kill_the_losses_
     assert f"continuing after step {second}" in killed.out
     assert killed.code == -signal.SIGKILL
     assert other.code > 0 and "error: " in other.err and "Traceback" not in other.err
-    with start("moved", 3) as processes:
-        (ended,) = processes.wait()
+    with start("moved", 3, 2) as processes:
+        ended, _ = processes.wait()
     assert f"continuing after step {second}" in ended.out
     assert said(ended)["step"] == 12
     assert_same_losses(tmp_path / "moved", tmp_path / "unmoved")

@@ -1,0 +1,51 @@
+"""Image classification: the label of a whole image."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+
+from reformer import vision
+from reformer.config import ReformerConfig
+from reformer.data import load
+from reformer.data.source import Source
+from reformer.tasks.registry import Group
+
+KIND = "labelled_images"  # of data, see `load.kind`
+
+
+def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
+    """As `registry` has it."""
+    task, data = config.task, config.data
+    if load.kind(data.name) != KIND:
+        names = ", ".join(name for name in load.MODULES if load.kind(name) == KIND)
+        yield f"config.data.name={data.name!r} is nothing for config.task.name='vision'. Choose from {names}."
+    for problem in vision.problems(model, *_geometry(task)):
+        yield f"config: {problem}"
+    if length != model.max_length:
+        yield (
+            f"config.data.length={data.length}: images are trained and evaluated whole. Leave it at None; "
+            "config.model.max_length is their length in patches."
+        )
+    if data.crop_padding >= task.image_size:
+        yield (
+            f"config.data.crop_padding={data.crop_padding} must be below config.task.image_size={task.image_size}: the "
+            "padding mirrors the image."
+        )
+
+
+def make_model(task: Group, model: ReformerConfig) -> nn.Module:
+    """As `registry` has it."""
+    return vision.ReformerViT(model, task["num_labels"], *_geometry(task))
+
+
+def load_data(config: Any, length: int) -> Source:
+    """As `registry` has it."""
+    del length  # in patches, of which the data know nothing
+    data: Any = load.load(config.data, 3 * config.task.image_size**2)
+    data.check_labels(config.task.num_labels)
+    return data
+
+
+def _geometry(task: Group) -> tuple:
+    return tuple(task[name] for name in ("image_size", "patch_size", "pooling", "patch_order"))

@@ -1,0 +1,182 @@
+"""Parameters that a run begins with: those of another run, or of a Hugging Face checkpoint, where they fit."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from reformer.config import ReformerConfig
+from reformer.training import checkpoint, settings
+from reformer.training.state import TrainState
+
+# What must be the same for the rest to mean anything.
+_REQUIRED = ("embeddings", "stack")
+
+Shape = tuple[int, ...]
+Leaves = dict[str, Any]  # arrays by 'path/to/parameter'
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a run begins: what is read and checked before any device work.
+
+    Attributes:
+      name: For people.
+      copied: Paths of the parameters that are taken.
+      new: Paths of those that are not there, or have another shape, and are drawn at random.
+      changes: Fields of the model that differ, and are allowed to: (there, here).
+      read: Returns the arrays by path, given a mesh.
+    """
+
+    name: str
+    copied: tuple[str, ...]
+    new: tuple[str, ...]
+    changes: Mapping[str, tuple[Any, Any]]
+    read: Callable[[jax.sharding.Mesh], Leaves]
+
+    def begin(self, state: TrainState, target: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+        """Returns a state before the first update with the parameters that are taken.
+
+        Args:
+          state: A new one.
+          target: Its shapes, dtypes and shardings.
+          mesh: Of the run.
+        """
+        places, found = _by_path(target.params), self.read(mesh)
+        params = _by_path(state.params)
+        for path in self.copied:
+            params[path] = jax.device_put(jnp.asarray(found[path], places[path].dtype), places[path].sharding)
+        return dataclasses.replace(state, params=traverse_util.unflatten_dict(params, sep="/"))
+
+    def describe(self) -> str:
+        """Returns a line or two for people."""
+        text = f"begins with {_groups(self.copied)} of {self.name}; new: {_groups(self.new) or 'nothing'}"
+        return f"{text}\nthe model differs there: {settings.describe(dict(self.changes))}" if self.changes else text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A model on disk."""
+
+    name: str
+    config: ReformerConfig
+    shapes: Mapping[str, Shape]
+    read: Callable[[jax.sharding.Mesh], Leaves]
+
+    def part(self, wanted: str) -> "_Found":
+        """Returns the model that is a part of this one: the parameters below `wanted`."""
+        prefix, read = f"{wanted}/", self.read
+        if not any(path.startswith(prefix) for path in self.shapes):
+            raise ValueError(
+                f"config.training.init_from: {self.name} has no part {wanted!r}, only {_groups(self.shapes)}."
+            )
+        return dataclasses.replace(
+            self,
+            name=f"{wanted} of {self.name}",
+            shapes=_below(prefix, self.shapes),
+            read=lambda mesh: _below(prefix, read(mesh)),
+        )
+
+
+def find(config: ConfigDict) -> Origin | None:
+    """Finds what `training.init_from` names and compares it with the model of a config; None if it names nothing.
+
+    Raises:
+      ValueError: If nothing is there, or the embeddings or the stack do not fit.
+      OSError: If it is damaged.
+    """
+    wanted = config.training.init_from
+    if not wanted:
+        return None
+    directory, _, part = wanted.rpartition(":") if ":" in wanted and not Path(wanted).exists() else (wanted, "", "")
+    found = _find(Path(directory).expanduser())
+    found = found.part(part) if part else found
+    shapes = checkpoint.param_shapes(settings.make_model(config))
+    there, here = ({"model": _resolved(model)} for model in (found.config, settings.model_config(config)))
+    changes = settings.differences(there, here)
+    _require(found, shapes, changes)
+    copied = tuple(path for path, shape in shapes.items() if found.shapes.get(path) == shape)
+    return Origin(found.name, copied, tuple(path for path in shapes if path not in copied), changes, found.read)
+
+
+def _find(directory: Path) -> _Found:
+    if (directory / checkpoint.NAME).is_dir():
+        return _find_run(directory)
+    file = directory / "config.json"
+    if file.is_file() and '"model_type"' in file.read_text(errors="replace"):
+        return _find_huggingface(directory)
+    raise ValueError(
+        f"config.training.init_from={str(directory)!r} is neither the workdir of a run with checkpoints nor the folder "
+        "of a Hugging Face model, with config.json and model.safetensors. Name one of these, or DIR:PART for a part."
+    )
+
+
+def _find_run(workdir: Path) -> _Found:
+    stored = settings.read(workdir)
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoint.choose(checkpoints, "best")
+
+    def read(mesh: jax.sharding.Mesh) -> Leaves:
+        return _by_path(checkpoint.load(workdir, step, mesh)[1]["params"])
+
+    shapes = checkpoint.param_shapes(settings.make_model(stored))
+    return _Found(f"{workdir}, step {step}", settings.model_config(stored), shapes, read)
+
+
+def _find_huggingface(directory: Path) -> _Found:
+    from reformer.interop import huggingface
+
+    try:
+        model, variables = huggingface.load_model(directory)
+    except FileNotFoundError as error:
+        raise ValueError(f"config.training.init_from: {error}") from error
+    leaves = _by_path(variables["params"])
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    return _Found(str(directory), model.config, shapes, lambda mesh: leaves)
+
+
+def _require(found: _Found, shapes: Mapping[str, Shape], changes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises a ValueError unless the embeddings and the stack have the same parameters."""
+    if not any(path.split("/")[0] in _REQUIRED for path in found.shapes):
+        raise ValueError(
+            f"config.training.init_from: {found.name} consists of {_groups(found.shapes)}. Name a part with embeddings "
+            "and stack of its own: DIR:PART."
+        )
+    needed = [path for path in shapes if path.split("/")[0] in _REQUIRED]
+    needed += [path for path in found.shapes if path.split("/")[0] in _REQUIRED and path not in shapes]
+    for path in needed:
+        there, here = found.shapes.get(path, "absent"), shapes.get(path, "absent")
+        if there != here:
+            raise ValueError(
+                f"config.training.init_from: {path} of {found.name} is {there} and would have to be {here}. Give the "
+                f"model the same fields; they differ in {settings.describe(dict(changes)) or 'the embeddings'}."
+            )
+
+
+def _resolved(config: ReformerConfig) -> dict[str, Any]:
+    """The fields of a config, with the automatic choices that need no length as what they resolve to."""
+    is_axial = config.position_embedding == "axial"
+    return dataclasses.asdict(config) | {
+        "axial_shape": config.resolved_axial_shape if is_axial else None,
+        "axial_dims": config.resolved_axial_dims if is_axial else None,
+        "attention_dropout_rate": config.attention_weights_dropout_rate("local"),
+        "lsh_attention_dropout_rate": config.attention_weights_dropout_rate("lsh"),
+    }
+
+
+def _by_path(params: Any) -> Leaves:
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def _below(prefix: str, by_path: Mapping[str, Any]) -> dict[str, Any]:
+    return {path.removeprefix(prefix): value for path, value in by_path.items() if path.startswith(prefix)}
+
+
+def _groups(paths: Iterable[str]) -> str:
+    """Returns the first names of paths, each once."""
+    return ", ".join(dict.fromkeys(path.split("/")[0] for path in paths))
