@@ -13,7 +13,9 @@ from configs import imagenet64 as imagenet64_config
 from configs import masked as masked_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
+from configs import translate as translate_config
 from configs import vit as vit_config
+from configs import wmt_ende as wmt_ende_config
 from reformer.config import ReformerConfig
 from reformer.training import settings
 
@@ -26,6 +28,8 @@ EXPERIMENTS = [
     (duplication_config, ["", "paper", "small", "tiny"]),
     (masked_config, ["", "tiny"]),
     (classify_config, ["", "tiny"]),
+    (translate_config, ["", "captions", "transformer", "documents", "documents_full", "tiny"]),
+    (wmt_ende_config, ["", "base", "big", "tiny"]),
     (
         vit_config,
         ["", "patch8", "patch4", "patch2", "patch1", "digits", "tiny", "patch8_full", "patch1_full", "tiny_full"],

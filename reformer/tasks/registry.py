@@ -30,12 +30,17 @@ from reformer.data.source import Source
 
 Group: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
-NAMES = ("language", "masked", "electra", "classification", "vision")
+NAMES = ("language", "masked", "electra", "classification", "vision", "translation")
 DEFAULT = {"name": "language"}  # of runs that are older than the group
 
 
 def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
     """Yields a sentence for each thing that does not fit the task of a config whose fields are right by themselves."""
+    if model.cross_attention and config.task.name != "translation":
+        yield (
+            f"config.model.cross_attention=True: config.task.name={config.task.name!r} has no source to attend to. Use "
+            "cross_attention=False, or task.name='translation'."
+        )
     yield from _module(config.task).problems(config, model, length)
 
 

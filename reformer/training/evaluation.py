@@ -18,6 +18,7 @@ from reformer.config import ReformerConfig
 from reformer.data.source import Source
 from reformer.tasks import registry
 from reformer.training import batches, checkpoint, occupancy, settings, step
+from reformer.training.workdir import check_assets
 
 # What may differ from training when a checkpoint is evaluated; within `model`, what leaves the parameters as they are.
 GROUPS = ("model", "data", "evaluation", "sharding")
@@ -164,6 +165,7 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         chosen = checkpoint.choose(checkpoints, wanted)
     data = registry.load_data(config, settings.window_length(config))
+    check_assets(workdir, data)
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh)
     batches.evaluation_batches(config, data, split, mesh)

@@ -45,12 +45,20 @@ FIELD_RULES = (
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        ["data.skip_bad_images", "data.random_flip", "sharding.split_length"],
+        ["data.skip_bad_images", "data.random_flip", "task.share_embeddings", "sharding.split_length"],
     ),
     (
         "text in quotes",
         lambda value: isinstance(value, str),
-        ["data.path", "data.cache_dir", "task.share", "training.init_from"],
+        [
+            "data.path",
+            "data.cache_dir",
+            "data.source_language",
+            "data.target_language",
+            "data.subwords",
+            "task.share",
+            "training.init_from",
+        ],
     ),
     ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
     (
@@ -70,6 +78,8 @@ FIELD_RULES = (
             "checkpoint.keep_latest",
             "optimizer.min_factored_dim",
             "data.examples_per_label",
+            "data.join",
+            "data.num_subwords",
             "task.num_labels",
         ],
     ),
@@ -115,7 +125,7 @@ FIELD_RULES = (
     (
         "None or a positive integer",
         lambda value: value is None or is_integer(value, 1),
-        ["data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
+        ["task.source_length", "data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
     ),
 )
 
