@@ -39,14 +39,21 @@ def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
     # 'language': each token from those before it | 'masked': hidden tokens from all others |
-    # 'classification': the label of a whole example | 'vision': the label of an image
+    # 'electra': which tokens a smaller masked model made up | 'classification': the label of a whole example |
+    # 'vision': the label of an image | 'translation': a text from another one
     group.name = "language"
-    group.mask_rate = 0.15  # of 'masked': share of the tokens that are hidden
+    group.mask_rate = 0.15  # of 'masked' and 'electra': share of the tokens that are hidden
+    group.generator_scale = 0.25  # electra: widths of the generator relative to the discriminator's
+    group.share = "embeddings"  # electra: what both use; 'embeddings' | 'all', with generator_scale=1.0 | 'none'
+    group.discriminator_weight = 50.0  # electra: of the discriminator's loss, beside 1 for the generator's
+    group.temperature = 1.0  # electra: the generator's logits are divided by it before a token is drawn
     group.num_labels = 20  # of 'classification' and 'vision'; the data may have fewer
     group.pooling = "mean"  # of both: what the head sees, the 'first' token (of images: one of its own) or the 'mean'
     group.image_size = 64  # vision: pixels of a side
     group.patch_size = 8  # vision: pixels of a side of a patch, which is a token; model.max_length follows
     group.patch_order = "rows"  # vision: 'rows' | 'hilbert': along a curve, so that windows of it are squares
+    group.source_length = config_dict.placeholder(object)  # translation: tokens of a source; None = data.length
+    group.share_embeddings = False  # translation: source and target have the same embeddings
     return group
 
 
@@ -56,9 +63,12 @@ def data_group() -> ConfigDict:
     # 'stdlib': Python's own source files | 'enwik8' | 'text': any file or folder | 'imagenet64': the original tars |
     # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper | 'packages': windows of text
     # that are labelled with their folder, of the standard library or of any folder of folders | 'labelled_images': a
-    # folder with one sub-folder for each label, or an .npz | 'digits': 1,797 written digits of 8x8 pixels
+    # folder with one sub-folder for each label, or an .npz | 'digits': 1,797 written digits of 8x8 pixels |
+    # 'pairs': two text files, line by line translations | 'wmt14_ende': the original archives
     group.name = "stdlib"
-    group.path = ""  # file or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64; '' otherwise
+    # File or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64, wmt14_ende; of 'pairs' what
+    # the names of the files begin with, up to '.train.en'; '' otherwise.
+    group.path = ""
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
@@ -68,6 +78,11 @@ def data_group() -> ConfigDict:
     group.crop_padding = 0  # labelled images: move those to train on by up to so many pixels each way
     group.num_symbols = 127  # of the duplication task
     group.examples_per_label = 50  # of 'packages': windows of each folder to train on
+    group.source_language = "en"  # of 'pairs' and 'wmt14_ende': what the names of the files end with
+    group.target_language = "de"
+    group.num_subwords = 8000  # of 'pairs' and 'wmt14_ende', of both languages together; model.vocab_size is the same
+    group.subwords = ""  # file of a vocabulary, such as subwords.model in the workdir of a run; '' = learn it
+    group.join = 1  # of 'pairs' and 'wmt14_ende': so many pairs, or as many as fit, make a document
     return group
 
 

@@ -5,6 +5,7 @@ Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", ar
 
 from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
+from reformer.encoder_decoder import ReformerEncoderDecoder
 from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier, TokenClassifier
 from reformer.layers.attention import num_buckets
 from reformer.model import ReformerLM
@@ -33,6 +34,7 @@ __all__ = [
     "QuestionAnswerer",
     "ReformerConfig",
     "ReformerEncoder",
+    "ReformerEncoderDecoder",
     "ReformerLM",
     "ReformerViT",
     "SequenceClassifier",

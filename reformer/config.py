@@ -8,6 +8,7 @@ ATTENTION_KINDS = ("full", "local", "lsh")
 POSITION_EMBEDDINGS = ("axial", "learned", "sinusoidal")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 SEMANTICS = ("reformer", "huggingface")
+STREAM_MERGES = ("concatenate", "average")
 ATTENTION_IMPLEMENTATIONS = ("plain", "pallas")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -45,6 +46,7 @@ class ReformerConfig:
     local_num_chunks_before: int = 1
     local_num_chunks_after: int = 0
     share_query_key: bool = False  # full and local attention with the LSH layers' projection and rules
+    cross_attention: bool = False  # each layer also attends to a context: the decoder of an encoder-decoder
     attention_implementation: str = "plain"  # 'pallas' = local and LSH attention by a fused GPU kernel
 
     # Positions.
@@ -61,9 +63,12 @@ class ReformerConfig:
     layer_norm_epsilon: float = 1e-6
     mlp_chunk_length: int | None = None  # tokens per chunk of feed-forward and projections; None = off
     loss_chunk_length: int | None = None  # tokens of a sequence per chunk of the vocabulary loss; None = off
+    label_smoothing: float = 0.0  # of the training loss: share of a target that is spread over all ids
 
     # Semantics and numerics.
     semantics: str = "reformer"  # 'huggingface' = wrap-around windows, their masks and fallbacks
+    merge_streams: str = "concatenate"  # both streams after the last layer: 'concatenate' | 'average' (trax's decoders)
+    num_streams: int = 2  # 1: the residual layers of an ordinary Transformer, to compare with; not reversible
     reversible: bool = True  # False: ordinary autodiff of the same function, best with mlp_chunk_length=None
     dtype: str = "float32"  # compute type inside the residual functions
     param_dtype: str = "float32"
@@ -86,6 +91,11 @@ class ReformerConfig:
     def num_lsh_layers(self) -> int:
         """Number of LSH layers over the whole depth."""
         return self.num_blocks * self.attention_pattern.count("lsh")
+
+    @property
+    def output_dim(self) -> int:
+        """Width of both streams merged, after the last layer; an encoder of this kind gives a context of this width."""
+        return self.embed_dim * (2 if self.merge_streams == "concatenate" else 1)
 
     @property
     def resolved_axial_shape(self) -> tuple[int, ...]:
@@ -112,6 +122,17 @@ class ReformerConfig:
         return next(rate for rate in rates if rate is not None)
 
 
+def derive_encoder_config(config: ReformerConfig) -> ReformerConfig:
+    """The encoder that belongs to a decoder: bidirectional, with as many chunks after a token as before it."""
+    return dataclasses.replace(
+        config,
+        causal=False,
+        cross_attention=False,
+        lsh_num_chunks_after=config.lsh_num_chunks_before,
+        local_num_chunks_after=config.local_num_chunks_before,
+    )
+
+
 _POSITIVE = (
     "vocab_size",
     "max_length",
@@ -119,6 +140,7 @@ _POSITIVE = (
     "embed_dim",
     "mlp_dim",
     "num_heads",
+    "num_streams",
     "head_dim",
     "num_hashes",
     "lsh_chunk_length",
@@ -130,8 +152,16 @@ _NOT_NEGATIVE = (
     "local_num_chunks_before",
     "local_num_chunks_after",
 )
-_BOOLEANS = ("causal", "lsh_within_bucket", "lsh_correct_duplicates", "share_query_key", "reversible")
-_RATES = ("dropout_rate", "attention_dropout_rate", "lsh_attention_dropout_rate")
+_BOOLEANS = (
+    "causal",
+    "lsh_within_bucket",
+    "lsh_correct_duplicates",
+    "share_query_key",
+    "cross_attention",
+    "reversible",
+)
+_RATES = ("dropout_rate", "attention_dropout_rate", "lsh_attention_dropout_rate", "label_smoothing")
+_MAY_BE_NONE = ("attention_dropout_rate", "lsh_attention_dropout_rate")
 _CHUNKS = ("mlp_chunk_length", "loss_chunk_length")
 _SCALES = ("layer_norm_epsilon", "position_scale")
 
@@ -169,7 +199,7 @@ def _problems_of_types(config: ReformerConfig) -> Iterator[str]:
             yield f"{name}={getattr(config, name)!r} must be True or False."
     for name in _RATES:
         value = getattr(config, name)
-        if not (value is None and name != "dropout_rate") and not (is_number(value) and 0 <= value < 1):
+        if not (value is None and name in _MAY_BE_NONE) and not (is_number(value) and 0 <= value < 1):
             yield f"{name}={value!r} must be a number of at least 0 and below 1."
     for name in _SCALES:
         value = getattr(config, name)
@@ -182,6 +212,7 @@ def _problems_of_choices(config: ReformerConfig) -> Iterator[str]:
         "position_embedding": POSITION_EMBEDDINGS,
         "activation": ACTIVATIONS,
         "semantics": SEMANTICS,
+        "merge_streams": STREAM_MERGES,
         "attention_implementation": ATTENTION_IMPLEMENTATIONS,
         "dtype": DTYPES,
         "param_dtype": DTYPES,
@@ -225,6 +256,17 @@ def _problems_of_combinations(config: ReformerConfig) -> Iterator[str]:
         yield (
             "lsh_within_bucket and lsh_correct_duplicates do not exist under semantics='huggingface'. "
             "Set them to False or use semantics='reformer'."
+        )
+    if config.semantics == "huggingface" and (config.cross_attention or config.merge_streams != "concatenate"):
+        yield (
+            "cross_attention and merge_streams='average' do not exist under semantics='huggingface'. "
+            "Leave them out or use semantics='reformer'."
+        )
+    is_plain = not config.reversible and config.merge_streams == "average"
+    if config.num_streams not in (1, 2) or (config.num_streams == 1 and not is_plain):
+        yield (
+            f"num_streams={config.num_streams} must be 2, or 1 with reversible=False and merge_streams='average'; "
+            f"found reversible={config.reversible} and merge_streams={config.merge_streams!r}."
         )
     if config.attention_implementation == "pallas" and (
         config.semantics == "huggingface" or config.lsh_correct_duplicates

@@ -217,13 +217,19 @@ def prefill(
 
 
 def advance(
-    config: ReformerConfig, variables: Any, rotations: Rotations, state: State, tokens: Int[Array, " batch"]
+    config: ReformerConfig,
+    variables: Any,
+    rotations: Rotations,
+    state: State,
+    tokens: Int[Array, " batch"],
+    source: cached.Source | None = None,
 ) -> State:
     """Feeds the next token of every row; the state then holds the logits of the one after it."""
     params, positions = variables["params"], state.position[:, None]
     x: Any = Embeddings(config, parent=None).apply({"params": params["embeddings"]}, tokens[:, None], positions)
     of_layers = _by_layer(config, rotations)
-    streams, caches = cached.run_stack_once(config, params["stack"], x, state.position, state.caches, of_layers)
+    stack = params["stack"]
+    streams, caches = cached.run_stack_once(config, stack, x, state.position, state.caches, of_layers, source)
     logits: Any = ReformerLM(config).apply(variables, streams, method="logits")
     return State(caches, state.position + 1, logits[:, 0], state.stopped)
 

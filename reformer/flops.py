@@ -1,18 +1,26 @@
 """How many operations a training step needs, by count and not by measurement."""
 
-from reformer.config import ReformerConfig
+from reformer.config import ReformerConfig, derive_encoder_config
 
 
-def flops_per_token(config: ReformerConfig, length: int) -> float:
+def flops_per_token(config: ReformerConfig, length: int, num_outputs: int | None = None) -> float:
     """Returns the matrix-product operations per token of a training step; a multiplication and an addition are two.
 
     A forward pass, twice its cost for the cotangents, and once more to compute the values again if it is reversible.
+    Of an encoder-decoder, for a source as long as the target.
     XLA's own `cost_analysis` counts the body of a scan once, whatever the number of layers.
 
     Args:
       config: Of the model.
       length: Tokens of an example.
+      num_outputs: Of the head at every token; None = one for every id, a language model.
     """
+    num_outputs = config.vocab_size if num_outputs is None else num_outputs
+    total = _stack_flops(config, length) + 3 * 2 * config.output_dim * num_outputs
+    return total + (_stack_flops(derive_encoder_config(config), length) if config.cross_attention else 0)
+
+
+def _stack_flops(config: ReformerConfig, length: int) -> float:
     width = config.num_heads * config.head_dim
     total = 0.0
     for kind in config.attention_pattern:
@@ -20,8 +28,10 @@ def flops_per_token(config: ReformerConfig, length: int) -> float:
         linear = 2 * config.embed_dim * width * (3 if is_shared else 4) + 4 * config.embed_dim * config.mlp_dim
         rounds = config.num_hashes if kind == "lsh" else 1
         total += linear + rounds * 4 * width * _keys_per_query(config, kind, length)
+        if config.cross_attention:
+            total += 4 * width * (config.embed_dim + config.output_dim + length)
     passes = 4 if config.reversible else 3
-    return passes * config.num_blocks * total + 3 * 2 * 2 * config.embed_dim * config.vocab_size
+    return passes * config.num_blocks * total
 
 
 def _keys_per_query(config: ReformerConfig, kind: str, length: int) -> float:

@@ -15,7 +15,7 @@ from reformer.layers.stack import Observer
 from reformer.model import Evaluated, TokenModel
 from reformer.ops.dropout import dropout, fold, rows
 from reformer.ops.losses import cross_entropy
-from reformer.trunk import Rotations, Streams, Trunk
+from reformer.trunk import Rotations, Streams, Trunk, merge_streams
 
 POOLINGS = ("first", "mean")
 
@@ -31,7 +31,7 @@ class ReformerEncoder(Trunk):
         rotations: Rotations | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length hidden"]:
-        """Computes LayerNorm(concat[x1, x2]), what every head begins with.
+        """Computes the norm of both streams merged, what every head begins with.
 
         Args:
           tokens: ids below `vocab_size`, of any length up to `max_length`.
@@ -40,13 +40,14 @@ class ReformerEncoder(Trunk):
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
 
         Returns:
-          Vectors of 2 `embed_dim`, in at least float32; those of masked positions mean nothing.
+          Vectors of `config.output_dim`, 2 `embed_dim` unless the streams are averaged, in at least float32; those of
+          masked positions mean nothing.
 
         Raises:
           ValueError: the sequence is too long, or rotations are wrong or missing.
         """
         streams, seed = self.run(tokens, mask, rotations, deterministic)
-        hidden = self.norm(jnp.concatenate(streams, axis=-1))
+        hidden = self.norm(merge_streams(self.config, streams))
         return hidden if seed is None else dropout(hidden, self.config.dropout_rate, seed, rows(hidden))
 
 
@@ -146,8 +147,8 @@ class SequenceClassifier(Trunk):
 
     def _pool(self, streams: Streams, mask) -> Float[Array, "batch hidden"]:
         if self.pooling == "first":
-            return self.norm(jnp.concatenate([x[:, 0] for x in streams], axis=-1))
-        hidden = self.norm(jnp.concatenate(streams, axis=-1))
+            return self.norm(merge_streams(self.config, (streams[0][:, 0], streams[1][:, 0])))
+        hidden = self.norm(merge_streams(self.config, streams))
         if mask is None:
             return jnp.mean(hidden, axis=1)
         counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
@@ -232,7 +233,7 @@ class QuestionAnswerer(Trunk):
         return Evaluated(*_sums(logits, targets, weights), others=others, seen=seen)
 
     def _logits(self, streams: Streams, seed) -> Float[Array, "batch 2 length"]:
-        hidden = self.norm(jnp.concatenate(streams, axis=-1))
+        hidden = self.norm(merge_streams(self.config, streams))
         if seed is not None:
             hidden = dropout(hidden, self.config.dropout_rate, seed, rows(hidden))
         return jnp.moveaxis(_wide(self.head(hidden)), -1, 1)

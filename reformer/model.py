@@ -12,7 +12,7 @@ from reformer.layers.stack import Observer
 from reformer.ops.dropout import dropout, rows
 from reformer.ops.losses import chunked_cross_entropy, chunked_scores
 from reformer.sharding import constrain
-from reformer.trunk import Rotations, Streams, Trunk
+from reformer.trunk import Encoded, Rotations, Streams, Trunk, merge_streams
 
 
 class Evaluated(NamedTuple):
@@ -34,7 +34,7 @@ class Evaluated(NamedTuple):
 
 
 class TokenModel(Trunk):
-    """A trunk and a dense layer over LayerNorm(concat[x1, x2]) that gives every token `num_outputs` logits."""
+    """A trunk and a dense layer over the norm of both streams that gives every token `num_outputs` logits."""
 
     def setup(self):
         """Declares the parts."""
@@ -52,6 +52,7 @@ class TokenModel(Trunk):
         *,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
+        encoded: Encoded | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length outputs"]:
         """Computes the logits of every position.
@@ -60,6 +61,7 @@ class TokenModel(Trunk):
           tokens: ids below `vocab_size`, of any length up to `max_length`.
           mask: True = real token; None = all are.
           rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
+          encoded: what cross attention attends to; None where there is none.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
 
         Returns:
@@ -68,7 +70,7 @@ class TokenModel(Trunk):
         Raises:
           ValueError: the sequence is too long, or rotations are wrong or missing.
         """
-        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded)
         return _logits(self.config, self.num_outputs, self._head_params(), streams, rows(tokens), seed)
 
     def loss(
@@ -79,9 +81,12 @@ class TokenModel(Trunk):
         weights: Float[Array, "batch length"] | None = None,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
+        encoded: Encoded | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Computes the weighted cross-entropy, `loss_chunk_length` tokens at a time.
+
+        With `label_smoothing`, it is that of the smoothed targets.
 
         Args:
           tokens: as in `__call__`.
@@ -89,6 +94,7 @@ class TokenModel(Trunk):
           weights: of the targets; None = 1. A target counts with weight times mask.
           mask: as in `__call__`.
           rotations: as in `__call__`.
+          encoded: as in `__call__`.
           deterministic: as in `__call__`.
 
         Returns:
@@ -97,10 +103,19 @@ class TokenModel(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
-        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
-        return chunked_cross_entropy(logits, chunk_length, self._head_params(), streams, targets, weights, seed)
+        return chunked_cross_entropy(
+            logits,
+            chunk_length,
+            self._head_params(),
+            streams,
+            targets,
+            weights,
+            seed,
+            self.config.label_smoothing,
+        )
 
     def score(
         self,
@@ -110,6 +125,7 @@ class TokenModel(Trunk):
         weights: Float[Array, "batch length"] | None = None,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
+        encoded: Encoded | None = None,
         look: Observer | None = None,
     ) -> Evaluated:
         """The loss without dropout, and how many targets have the largest logit; for evaluation.
@@ -120,16 +136,24 @@ class TokenModel(Trunk):
           weights: as in `loss`.
           mask: as in `__call__`.
           rotations: as in `__call__`.
+          encoded: as in `__call__`.
           look: as in `observe`; None = nobody looks.
 
         Raises:
           ValueError: as in `__call__`.
         """
-        streams, seen = self.run_and_look(tokens, mask, rotations, look)
+        streams, seen = self.run_and_look(tokens, mask, rotations, look, encoded)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
         sums = chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
-        return Evaluated(*sums, others={}, seen=seen)
+        return Evaluated(*sums, others=self.measure(streams, targets, weights), seen=seen)
+
+    def measure(
+        self, streams: Streams, targets: Int[Array, "batch length"], weights: Float[Array, "batch length"]
+    ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+        """What `score` tells beside the loss, as `Evaluated.others` has it; `weights` are the effective ones."""
+        del streams, targets, weights
+        return {}
 
     def logits(self, streams: Streams) -> Float[Array, "batch length outputs"]:
         """The logits, in at least float32, of the streams after the last layer."""
@@ -140,7 +164,7 @@ class TokenModel(Trunk):
 
     def _head_params(self):
         if self.is_initializing():
-            self.head(self.norm(jnp.zeros((1, 1, 2 * self.config.embed_dim))))
+            self.head(self.norm(jnp.zeros((1, 1, self.config.output_dim))))
         return {name: self.variables["params"][name] for name in ("norm", "head")}
 
 
@@ -157,8 +181,8 @@ class ReformerLM(TokenModel):
 
 
 def _logits(config: ReformerConfig, num_outputs: int, params, streams, row, seed):
-    """LayerNorm of the two streams side by side, dropout, and the head."""
-    hidden: Any = LayerNorm(config, parent=None).apply({"params": params["norm"]}, jnp.concatenate(streams, axis=-1))
+    """LayerNorm of the two streams as one, dropout, and the head."""
+    hidden: Any = LayerNorm(config, parent=None).apply({"params": params["norm"]}, merge_streams(config, streams))
     if seed is not None:
         hidden = dropout(hidden, config.dropout_rate, seed, row)
     logits: Any = dense(config, num_outputs, parent=None).apply({"params": params["head"]}, hidden)

@@ -1,6 +1,8 @@
 """What every model of the family has below its head: embeddings, the stack of layers, and a norm over both streams."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +21,18 @@ from reformer.sharding import constrain, splits_length
 
 Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
 Streams = tuple[Float[Array, "batch length embed"], Float[Array, "batch length embed"]]
+
+
+class Encoded(NamedTuple):
+    """What cross attention attends to.
+
+    Attributes:
+      hidden: of `config.output_dim` features, normalised, as `heads.ReformerEncoder` returns them; differentiated.
+      mask: True = real token; None = all are.
+    """
+
+    hidden: Float[Array, "batch source width"]
+    mask: Bool[Array, "batch source"] | None = None
 
 
 class Trunk(nn.Module):
@@ -50,6 +64,7 @@ class Trunk(nn.Module):
         rotations: Rotations | None = None,
         deterministic: bool = True,
         run_stack: Callable = stack.run_stack,
+        encoded: Encoded | None = None,
     ) -> tuple[Streams, UInt[Array, ""] | None]:
         """Embeds and runs the stack.
 
@@ -59,12 +74,13 @@ class Trunk(nn.Module):
           rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
           run_stack: how; `observe` has its own.
+          encoded: what the layers with cross attention attend to.
 
         Returns:
           Both streams after the last layer, and the dropout seed of the head, None = no dropout.
 
         Raises:
-          ValueError: the sequence is too long, or rotations are wrong or missing.
+          ValueError: the sequence is too long, rotations are wrong or missing, or what is encoded is.
         """
         config = self.config
         length = inputs.shape[1]
@@ -81,8 +97,10 @@ class Trunk(nn.Module):
         if self.is_initializing():
             self.stack(x[:1, :1])
             return (x[:, :length], x[:, :length]), None
-        fixed = self._fixed(x.shape[1], mask, rotations, seed)
-        streams = run_stack(config, self.variables["params"]["stack"], x, fixed)
+        _check_encoded(config, len(x), encoded)
+        fixed = self._fixed(x.shape[1], mask, rotations, seed, None if encoded is None else encoded.mask)
+        context = () if encoded is None else constrain(encoded.hidden, "act_batch", "replicated", "act_embed")
+        streams = run_stack(config, self.variables["params"]["stack"], x, fixed, context)
         return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
 
     def embed(self, inputs: Shaped[Array, "batch length *values"]) -> Float[Array, "batch length embed"]:
@@ -107,19 +125,24 @@ class Trunk(nn.Module):
             raise ValueError("deterministic=False with dropout needs rngs={'dropout': key}.")
         return draw_seed(self.make_rng("dropout"))
 
-    def _fixed(self, length: int, mask, rotations, seed):
+    def _fixed(self, length: int, mask, rotations, seed, encoded_mask):
         """The fixed inputs of the residual functions, stacked over blocks."""
         config = self.config
-        pattern, num_blocks = config.attention_pattern, config.num_blocks
+        num_blocks, parts = config.num_blocks, stack.parts(config)
         per_layer = iter(self._rotations(length, rotations))
-        seeds = None
+        num_functions = len(parts) * len(config.attention_pattern)
+        seeds: Any = (None,) * num_functions
         if seed is not None:
-            seeds = fold(seed, jnp.arange(2, 2 + 2 * config.num_layers)).reshape(num_blocks, 2 * len(pattern))
+            seeds = fold(seed, jnp.arange(2, 2 + num_functions * num_blocks)).reshape(num_blocks, -1).T
         fixed = []
-        for i, kind in enumerate(pattern):
-            of_attention, of_mlp = (None, None) if seeds is None else (seeds[:, 2 * i], seeds[:, 2 * i + 1])
-            of_layer = next(per_layer) if kind == "lsh" else None
-            fixed += [Fixed(stack.stack_over_blocks(mask, num_blocks), of_layer, of_attention), of_mlp]
+        for (kind, part), of_part in zip(itertools.product(config.attention_pattern, parts), seeds, strict=True):
+            if part == "attention":
+                of_layer = next(per_layer) if kind == "lsh" else None
+                fixed.append(Fixed(stack.stack_over_blocks(mask, num_blocks), of_layer, of_part))
+            elif part == "cross_attention":
+                fixed.append(Fixed(stack.stack_over_blocks(encoded_mask, num_blocks), None, of_part))
+            else:
+                fixed.append(of_part)
         return tuple(fixed)
 
     def _rotations(self, length: int, rotations: Rotations | None) -> list:
@@ -152,6 +175,7 @@ class Trunk(nn.Module):
         *,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
+        encoded: Encoded | None = None,
     ) -> tuple[Streams, tuple]:
         """Runs the model without dropout and looks into the attention of every layer.
 
@@ -161,6 +185,7 @@ class Trunk(nn.Module):
             what it returns, a pytree of arrays, is collected. The order of an LSH layer's context holds the buckets.
           mask: as in `run`.
           rotations: as in `run`.
+          encoded: as in `run`.
 
         Returns:
           Both streams after the last layer, and for every layer of the pattern what `look` returned,
@@ -171,21 +196,50 @@ class Trunk(nn.Module):
         """
         seen: list = []
 
-        def run(config, params, x, fixed):
-            streams, collected = stack.observe_stack(config, params, x, fixed, look)
+        def run(config, params, x, fixed, context):
+            streams, collected = stack.observe_stack(config, params, x, fixed, look, context)
             seen.extend(collected)
             return streams
 
-        streams, _ = self.run(inputs, mask, rotations, run_stack=run)
+        streams, _ = self.run(inputs, mask, rotations, run_stack=run, encoded=encoded)
         return streams, tuple(seen)
 
     def run_and_look(
-        self, inputs: Array, mask, rotations: Rotations | None, look: stack.Observer | None
+        self,
+        inputs: Array,
+        mask,
+        rotations: Rotations | None,
+        look: stack.Observer | None,
+        encoded: Encoded | None = None,
     ) -> tuple[Streams, tuple]:
         """`observe`, or if `look` is None `run` without dropout, where nothing is seen: ()."""
         if look is None:
-            return self.run(inputs, mask, rotations)[0], ()
-        return self.observe(inputs, look, mask=mask, rotations=rotations)
+            return self.run(inputs, mask, rotations, encoded=encoded)[0], ()
+        return self.observe(inputs, look, mask=mask, rotations=rotations, encoded=encoded)
+
+
+def merge_streams(
+    config: ReformerConfig, streams: tuple[Float[Array, "*rows embed"], Float[Array, "*rows embed"]]
+) -> Float[Array, "*rows width"]:
+    """Both streams after the last layer as one array, of `config.output_dim` features."""
+    if config.merge_streams == "average":
+        return (streams[0] + streams[1]) / 2
+    return jnp.concatenate(streams, axis=-1)
+
+
+def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) -> None:
+    if (encoded is not None) != config.cross_attention:
+        raise ValueError(
+            f"cross_attention={config.cross_attention} needs {'an' if config.cross_attention else 'no'} `encoded`. "
+            "Pass what an encoder made of the source to a model with cross attention, and to no other."
+        )
+    if encoded is None:
+        return
+    if encoded.hidden.shape[::2] != (batch, config.output_dim):
+        raise ValueError(
+            f"encoded.hidden of shape {encoded.hidden.shape} must be [batch={batch}, source, {config.output_dim}]: "
+            "embed_dim and merge_streams of the encoder must be those of the decoder."
+        )
 
 
 def draw_rotations(

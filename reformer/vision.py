@@ -15,7 +15,7 @@ from reformer.ops.dropout import dropout
 from reformer.ops.losses import cross_entropy
 from reformer.ops.patches import ORDERS, Grid, cut, visiting_order
 from reformer.sharding import constrain
-from reformer.trunk import Rotations, Streams, Trunk
+from reformer.trunk import Rotations, Streams, Trunk, merge_streams
 
 POOLINGS = ("mean", "first")
 
@@ -180,9 +180,9 @@ class ReformerViT(Trunk):
     def _logits(self, streams: Streams, mask, seed) -> Float[Array, "batch labels"]:
         """LayerNorm of the two streams side by side, pooling, dropout, and the head."""
         if self._has_class_token:
-            pooled = self.norm(jnp.concatenate([x[:, 0] for x in streams], axis=-1))
+            pooled = self.norm(merge_streams(self.config, (streams[0][:, 0], streams[1][:, 0])))
         else:
-            pooled = _mean(self.norm(jnp.concatenate(streams, axis=-1)), mask)
+            pooled = _mean(self.norm(merge_streams(self.config, streams)), mask)
         if seed is not None:
             pooled = dropout(pooled, self.config.dropout_rate, seed, jnp.arange(pooled.shape[0]))
         logits = constrain(self.head(pooled), "act_batch", "act_vocab")

@@ -23,8 +23,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = [
     "reformer." + part
     for part in (
+        "beam",
         "data",
         "decoding",
+        "electra",
+        "encoder_decoder",
         "generation",
         "heads",
         "inspection",
@@ -35,6 +38,7 @@ CHECKED = [
         "painting",
         "tasks",
         "training",
+        "translation",
         "trunk",
         "vision",
     )

@@ -7,12 +7,15 @@ import pytest
 from configs import base
 from configs import classify as classify_config
 from configs import duplication as duplication_config
+from configs import electra as electra_config
 from configs import enwik8 as enwik8_config
 from configs import imagenet64 as imagenet64_config
 from configs import masked as masked_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
+from configs import translate as translate_config
 from configs import vit as vit_config
+from configs import wmt_ende as wmt_ende_config
 from reformer.config import ReformerConfig
 from reformer.training import settings
 
@@ -21,9 +24,12 @@ EXPERIMENTS = [
     (enwik8_config, ["", "paper", "small", "tiny", "full_attention"]),
     (text_config, ["", "small", "tiny"]),
     (imagenet64_config, ["", "paper", "small", "tiny"]),
+    (electra_config, ["", "tiny"]),
     (duplication_config, ["", "paper", "small", "tiny"]),
     (masked_config, ["", "tiny"]),
     (classify_config, ["", "tiny"]),
+    (translate_config, ["", "captions", "transformer", "documents", "documents_full", "tiny"]),
+    (wmt_ende_config, ["", "base", "big", "tiny"]),
     (
         vit_config,
         ["", "patch8", "patch4", "patch2", "patch1", "digits", "tiny", "patch8_full", "patch1_full", "tiny_full"],

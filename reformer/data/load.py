@@ -7,6 +7,7 @@ from reformer.data.source import Source
 
 # What data of a name are, which is also the module that reads them.
 MODULES = {"stdlib": "text", "enwik8": "text", "text": "text"}
+MODULES |= {"pairs": "pairs", "wmt14_ende": "pairs"}
 MODULES |= {"imagenet64": "images", "images": "images", "duplication": "duplication"}
 MODULES |= {"packages": "packages"}
 MODULES |= {"labelled_images": "labelled_images", "digits": "labelled_images"}

@@ -61,6 +61,14 @@ class Source(Protocol):
         """Bits per unit of simpler models, by name, on the examples that `evaluation_batches` reads."""
 
 
+def assets(source: Source) -> dict[str, bytes]:
+    """Files, by name, without which trained parameters mean nothing, such as a vocabulary; most data have none.
+
+    A run keeps them in its workdir.
+    """
+    return getattr(source, "assets", {})
+
+
 class NextToken(abc.ABC):
     """A base of sources for language models: each target is predicted from those before it.
 
@@ -84,18 +92,23 @@ class NextToken(abc.ABC):
 
     def to_row(self, example: Example, padded_length: int | None) -> Row:
         """As `Source.to_row` has it: `tokens` and `targets` int32, and if padded a `mask` bool, True = real."""
-        targets, weights = example
-        tokens = np.concatenate([np.array([self.begin_id], np.int32), targets[:-1]])
-        if padded_length is None:
-            row = {"tokens": tokens, "targets": targets}
-            return row if weights is None else row | {"weights": weights}
-        weights = np.ones(len(targets), np.float32) if weights is None else weights
-        return {
-            "tokens": pad(tokens, padded_length, self.begin_id),
-            "targets": pad(targets, padded_length, self.begin_id),
-            "weights": pad(weights, padded_length, 0),
-            "mask": np.arange(padded_length) < len(targets),
-        }
+        return next_token_row(example, self.begin_id, padded_length)
+
+
+def next_token_row(example: Example, begin_id: int, padded_length: int | None) -> Row:
+    """The arrays that a model takes which predicts each target from those before it; as `NextToken.to_row`."""
+    targets, weights = example
+    tokens = np.concatenate([np.array([begin_id], np.int32), targets[:-1]])
+    if padded_length is None:
+        row = {"tokens": tokens, "targets": targets}
+        return row if weights is None else row | {"weights": weights}
+    weights = np.ones(len(targets), np.float32) if weights is None else weights
+    return {
+        "tokens": pad(tokens, padded_length, begin_id),
+        "targets": pad(targets, padded_length, begin_id),
+        "weights": pad(weights, padded_length, 0),
+        "mask": np.arange(padded_length) < len(targets),
+    }
 
 
 def pad(array: np.ndarray, length: int, value: Any) -> np.ndarray:

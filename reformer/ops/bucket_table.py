@@ -73,6 +73,11 @@ def table_plan(
     return TablePlan(factors, math.ceil(seen_before), before, after, correct_duplicates)
 
 
+def empty(plan: TablePlan, shape: tuple[int, int, int, int]) -> Int[Array, "blocks batch heads rounds buckets members"]:
+    """Tables without a member; `shape` counts blocks, examples, heads and rounds."""
+    return jnp.full((*shape, plan.num_buckets, plan.num_members), NO_POSITION, jnp.int32)
+
+
 def fill(
     plan: TablePlan,
     query_key: Float[Array, "batch heads length head_dim"],

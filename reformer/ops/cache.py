@@ -66,6 +66,22 @@ def check_plan(plan: CachePlan) -> None:
         raise ValueError(f"num_slots={plan.num_slots} must be a positive multiple of chunk_length={plan.chunk_length}.")
 
 
+def empty(plan: CachePlan, shape: tuple[int, int, int], head_dim: int, num_rounds: int, dtype) -> Cache:
+    """Makes the caches of a layer of the pattern before the first token.
+
+    Args:
+      plan: of the layer.
+      shape: numbers of blocks, rows and heads.
+      head_dim: of keys and values.
+      num_rounds: of an LSH layer.
+      dtype: of keys and values.
+    """
+    check_plan(plan)
+    nothing = jnp.zeros((*shape, plan.num_slots, head_dim), dtype)
+    members = None if plan.table is None else bucket_table.empty(plan.table, (*shape, num_rounds))
+    return Cache(nothing, nothing, members)
+
+
 def fill(
     plan: CachePlan,
     arrays: Arrays,

@@ -13,20 +13,29 @@ from reformer.ops.lengthwise import scan_length
 
 
 def cross_entropy(
-    logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"]
+    logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"], smoothing: float = 0.0
 ) -> Float[Array, "batch length"]:
-    """Negative log-likelihood of every target, in nats, computed in at least float32."""
+    """Negative log-likelihood of every target, in nats, computed in at least float32.
+
+    Args:
+      logits: of every id.
+      targets: ids.
+      smoothing: the share of every target that is spread evenly over all ids (Szegedy et al. 2015, arXiv 1512.00567,
+        section 7).
+    """
     logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
     logits -= jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
     # A comparison instead of a gather, whose transpose would be a scatter.
     chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, 0), axis=-1)
+    if smoothing:
+        chosen = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1)
     return jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) - chosen
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 7))
 def chunked_cross_entropy(
-    logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights, fixed=None
+    logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights, fixed=None, smoothing: float = 0.0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropies of all targets, and the sum of the weights.
 
@@ -42,13 +51,14 @@ def chunked_cross_entropy(
       targets: ids [batch, length]; must be valid ids even where the weight is zero.
       weights: [batch, length]; no gradient flows to them.
       fixed: pytree for `logits_fn` that is not differentiated.
+      smoothing: of the targets, as in `cross_entropy`.
 
     Returns:
       Sum of weight * nats, and sum of weights; (0, 0) for zero weights.
     """
 
     def loss(whole, chunk):
-        return _chunk_loss(logits_fn, *whole, *chunk), ()
+        return _chunk_loss(logits_fn, smoothing, *whole, *chunk), ()
 
     return _sum_chunks(loss, chunk_length, (fixed, params), inputs, targets, weights)[0]
 
@@ -80,8 +90,8 @@ def chunked_scores(
     return _sum_chunks(score, chunk_length, params, inputs, targets, weights)[0]
 
 
-def _chunk_loss(logits_fn, fixed, params, inputs, row, targets, weights):
-    nats = cross_entropy(logits_fn(params, inputs, row, fixed), targets)
+def _chunk_loss(logits_fn, smoothing, fixed, params, inputs, row, targets, weights):
+    nats = cross_entropy(logits_fn(params, inputs, row, fixed), targets, smoothing)
     weights = weights.astype(nats.dtype)
     return jnp.sum(nats * weights), jnp.sum(weights)
 
@@ -99,12 +109,12 @@ def _sum_chunks(fn, chunk_length, whole, inputs, targets, weights, total=()):
     return sums, out, *rest
 
 
-def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed):
+def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed, smoothing):
     def differentiate(whole, chunk):
         (fixed, params), (inputs, *others) = whole, chunk
 
         def loss(params, inputs):
-            return _chunk_loss(logits_fn, fixed, params, inputs, *others)
+            return _chunk_loss(logits_fn, smoothing, fixed, params, inputs, *others)
 
         nats, vjp, weight = jax.vjp(loss, params, inputs, has_aux=True)
         of_params, of_inputs = vjp(jnp.ones_like(nats))
@@ -117,7 +127,7 @@ def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed):
     return sums, (of_params, of_inputs, types)
 
 
-def _backward(logits_fn, chunk_length, saved, cotangent):
+def _backward(logits_fn, chunk_length, smoothing, saved, cotangent):
     of_params, of_inputs, types = saved
     scale, _ = cotangent
     of_params = jax.tree.map(lambda x, like: (x * scale).astype(like.dtype), of_params, types)

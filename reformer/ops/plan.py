@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 
 def full_plan(length: int, causal: bool, shared: bool, dropout_rate: float, semantics: str) -> Plan:
     """The plan of full attention over `length` tokens."""
-    most = _FULL_SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
+    most = full_scores_at_once()
     num_queries = min(length, max(64, most // length))
     cut = chunking.Geometry(num_queries, 0, 0, -(-length // num_queries), 1)
     return Plan(Rule(causal, shared, dropout_rate, semantics), cut, True, False, max(1, most // length**2))
@@ -113,6 +113,11 @@ def chunked_plan(
         missing = " and ".join(plan.missing_in_kernel)
         raise ValueError(f"implementation='pallas' does not have {missing}. Use implementation='plain'.")
     return plan
+
+
+def full_scores_at_once() -> int:
+    """How many scores attention to every key computes at once, about."""
+    return _FULL_SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
 
 
 def _on_cpu() -> bool:

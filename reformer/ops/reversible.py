@@ -128,7 +128,7 @@ def chunked_vjp(
     return negated, jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params), of_x
 
 
-def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):
+def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed, num_streams: int = 2):
     """Runs the stack, differentiated by ordinary autodiff.
 
     Of a residual function its input is stored, and what stands in `ops.stored`: what costs a matrix product or a sort.
@@ -140,12 +140,13 @@ def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed)
       x2: second stream, likewise.
       context: float pytree that every residual function receives.
       fixed: a tuple with a pytree for each residual function, stacked over blocks; not differentiated.
+      num_streams: 1 = the ordinary rule x -> x + f(x), where both streams are the same.
 
     Returns:
       Both streams after the last block.
     """
     residuals = tuple(f._replace(apply=stored.checkpoint(f.apply)) for f in residuals)
-    return _forward(residuals, params, x1, x2, context, fixed)[0]
+    return _forward(residuals, params, x1, x2, context, fixed, num_streams)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -158,13 +159,18 @@ def reversible_scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, cont
     return _forward(residuals, params, x1, x2, context, fixed)[0]
 
 
-def _forward(residuals, params, x1, x2, context, fixed):
+def next_streams(x2, added, num_streams: int):
+    """Both streams after a residual function, whose value at `x2` was added to the first: `added`."""
+    return x2 if num_streams == 2 else added, added
+
+
+def _forward(residuals, params, x1, x2, context, fixed, num_streams=2):
     def run_block(streams, block):
         x1, x2 = streams
         saved = []
         for f, p, constants in zip(residuals, *block, strict=True):
             added, kept = f.apply(p, x2, x1, context, constants)
-            x1, x2 = x2, added
+            x1, x2 = next_streams(x2, added, num_streams)
             saved.append(kept)
         return (x1, x2), tuple(saved)
 

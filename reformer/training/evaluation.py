@@ -18,6 +18,7 @@ from reformer.config import ReformerConfig
 from reformer.data.source import Source
 from reformer.tasks import registry
 from reformer.training import batches, checkpoint, occupancy, settings, step
+from reformer.training.workdir import check_assets
 
 # What may differ from training when a checkpoint is evaluated; within `model`, what leaves the parameters as they are.
 GROUPS = ("model", "data", "evaluation", "sharding")
@@ -86,7 +87,8 @@ class Evaluator:
             previous = current
             self.on_batch()
         sums, buckets = _add(total, previous)
-        others = {name: float(of_all / weight) for name, (of_all, weight) in sums.others.items()}
+        # A share of what did not occur, such as the precision of what was never said, is left out.
+        others = {name: float(of_all / weight) for name, (of_all, weight) in sums.others.items() if weight}
         bits, accuracy = float(sums.nats / sums.weight / math.log(2)), float(sums.right / sums.weight)
         return Scores(bits, accuracy, float(sums.weight), others), occupancy.means(buckets)
 
@@ -163,6 +165,7 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         chosen = checkpoint.choose(checkpoints, wanted)
     data = registry.load_data(config, settings.window_length(config))
+    check_assets(workdir, data)
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh)
     batches.evaluation_batches(config, data, split, mesh)

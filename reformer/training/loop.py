@@ -82,7 +82,7 @@ def train(run: Run) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk.explained(run.workdir))
         stopper = stack.enter_context(stopping.Stopping())
-        stack.enter_context(workdir.claimed(run.workdir, run.config))
+        stack.enter_context(workdir.claimed(run.workdir, run.config, run.data))
         stack.enter_context(jax.set_mesh(run.mesh))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(run.config.training.stall_seconds)))
         programs = make_programs(run.config, run.mesh)

@@ -67,7 +67,7 @@ def decay_mask(params: Any) -> Any:
 
     def decays(path: tuple, _: Any) -> bool:
         names = [entry.key for entry in path]
-        return names[0] == "embeddings" or names[-1] == "kernel"
+        return "embeddings" in names or names[-1] == "kernel"
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -101,4 +101,9 @@ def _over_layers(rule: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def _stacked_or_single(params: Any) -> Any:
-    return {name: "stacked" if name == "stack" else "single" for name in params}
+    """Labels whole sub-trees; a model of several has its stacks one level deeper."""
+    labels: dict[str, Any] = {}
+    for name, tree in params.items():
+        has_parts = isinstance(tree, dict) and "stack" in tree
+        labels[name] = _stacked_or_single(tree) if has_parts else "stacked" if name == "stack" else "single"
+    return labels

@@ -45,9 +45,21 @@ FIELD_RULES = (
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        ["data.skip_bad_images", "data.random_flip", "sharding.split_length"],
+        ["data.skip_bad_images", "data.random_flip", "task.share_embeddings", "sharding.split_length"],
     ),
-    ("text in quotes", lambda value: isinstance(value, str), ["data.path", "data.cache_dir", "training.init_from"]),
+    (
+        "text in quotes",
+        lambda value: isinstance(value, str),
+        [
+            "data.path",
+            "data.cache_dir",
+            "data.source_language",
+            "data.target_language",
+            "data.subwords",
+            "task.share",
+            "training.init_from",
+        ],
+    ),
     ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
     (
         "an integer of at least 1 and at most 2147483647",
@@ -66,6 +78,8 @@ FIELD_RULES = (
             "checkpoint.keep_latest",
             "optimizer.min_factored_dim",
             "data.examples_per_label",
+            "data.join",
+            "data.num_subwords",
             "task.num_labels",
         ],
     ),
@@ -83,7 +97,15 @@ FIELD_RULES = (
     (
         "a positive number that float32 holds",
         lambda value: is_number(value) and value > 0,
-        ["optimizer.learning_rate", "optimizer.epsilon", "optimizer.update_clip", "optimizer.factored_decay"],
+        [
+            "optimizer.learning_rate",
+            "optimizer.epsilon",
+            "optimizer.update_clip",
+            "optimizer.factored_decay",
+            "task.discriminator_weight",
+            "task.generator_scale",
+            "task.temperature",
+        ],
     ),
     (
         "a number of at least 0 and below 1",
@@ -103,7 +125,7 @@ FIELD_RULES = (
     (
         "None or a positive integer",
         lambda value: value is None or is_integer(value, 1),
-        ["data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
+        ["task.source_length", "data.length", "evaluation.max_examples", "checkpoint.keep_every_steps"],
     ),
 )
 
@@ -262,7 +284,8 @@ def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool
     if is_trained:
         name = "config.training.batch_size" + " / accumulation_steps" * (training.accumulation_steps > 1)
         batch_sizes[name] = training.batch_size // training.accumulation_steps
-    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model))
+    companions = registry.companions(config.get("task", registry.DEFAULT), model)
+    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model), companions)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

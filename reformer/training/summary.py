@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reformer import sharding
-from reformer.flops import flops_per_token
+from reformer.tasks import registry
 from reformer.training.programs import CompiledStep
 from reformer.training.run import Run
 from reformer.training.settings import window_length
@@ -21,9 +21,9 @@ WIDTH = 80
 
 
 class _Kind(NamedTuple):
-    """Parameters that differ in nothing but their layer."""
+    """Parameters that differ in nothing but their layer; `group` begins with the part of a model of several parts."""
 
-    group: str
+    group: tuple[str, str]
     name: str
     shape: tuple[int, ...]
     split: str
@@ -51,7 +51,7 @@ def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
     """
     length = window_length(run.config)
     num_tokens = run.config.training.batch_size * length
-    num_flops = flops_per_token(run.model_config, length) * num_tokens
+    num_flops = registry.flops_per_token(run.config.task, run.model_config, length) * num_tokens
     analysis = compiled.call.memory_analysis()
     lines = [
         _parameter_table(target.params, run.model_config.attention_pattern),
@@ -73,16 +73,19 @@ def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
 
 
 def _parameter_table(params: Any, pattern: Sequence[str]) -> str:
-    groups: dict[str, dict[_Kind, list[Any]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    groups: dict[tuple[str, str], dict[_Kind, list[Any]]]
+    groups = collections.defaultdict(lambda: collections.defaultdict(list))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        kind = _kind([entry.key for entry in path], leaf, pattern)
+        names = [entry.key for entry in path]
+        model = names.pop(0) if "stack" in params[names[0]] else ""
+        kind = _kind(model, names, leaf, pattern)
         groups[kind.group][kind].append(leaf)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("parameters", "shape", "number", "per device", "split over"):
         table.add_column(title, justify="right" if title in ("number", "per device") else "left", no_wrap=True)
     for group in sorted(groups, key=_place_in_model):
         everything = [leaf for leaves in groups[group].values() for leaf in leaves]
-        table.add_row(group, _describe_layers(groups[group]), *_amounts(everything), "")
+        table.add_row(" ".join(group).strip(), _describe_layers(groups[group]), *_amounts(everything), "")
         for kind, leaves in groups[group].items():
             table.add_row(f"  {kind.name}", " x ".join(map(str, kind.shape)), *_amounts(leaves), kind.split)
     output = io.StringIO()
@@ -90,18 +93,19 @@ def _parameter_table(params: Any, pattern: Sequence[str]) -> str:
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
-def _kind(names: Sequence[str], leaf: Any, pattern: Sequence[str]) -> _Kind:
+def _kind(model: str, names: Sequence[str], leaf: Any, pattern: Sequence[str]) -> _Kind:
     """Of a layer without the axis of the blocks, and with the kind of attention in place of the layer's number."""
     spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
     if names[0] != "stack":
-        return _Kind(names[0], "/".join(names[1:]), leaf.shape, _describe_split(spec, leaf.sharding.mesh))
+        return _Kind((model, names[0]), "/".join(names[1:]), leaf.shape, _describe_split(spec, leaf.sharding.mesh))
     attention = f"{pattern[int(names[1].removeprefix('layer_'))]} " if names[2] == "attention" else ""
     split = _describe_split(spec[1:], leaf.sharding.mesh)
-    return _Kind(attention + names[2].replace("_", "-"), "/".join(names[3:]), leaf.shape[1:], split)
+    return _Kind((model, attention + names[2].replace("_", "-")), "/".join(names[3:]), leaf.shape[1:], split)
 
 
-def _place_in_model(group: str) -> int:
-    return {"embeddings": 0, "feed-forward": 2, "norm": 3, "head_hidden": 4, "head": 5}.get(group, 1)
+def _place_in_model(group: tuple[str, str]) -> tuple[str, int]:
+    model, part = group
+    return model, {"embeddings": 0, "feed-forward": 2, "norm": 3, "head_hidden": 4, "head": 5}.get(part, 1)
 
 
 def _describe_layers(kinds: Mapping[_Kind, list[Any]]) -> str:

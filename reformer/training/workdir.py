@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from reformer.data.source import Source
+from reformer.data.source import Source, assets
 from reformer.training import agreement, disk, lock, settings
 from reformer.training.checkpoint import NAME as CHECKPOINTS
 from reformer.training.checkpoint import Checkpoints
@@ -16,6 +16,7 @@ FREE_GROUPS = ("evaluation", "checkpoint", "sharding")
 FREE_FIELDS = (
     "data.path",
     "data.cache_dir",
+    "data.subwords",
     "optimizer.learning_rate",
     "optimizer.clip_norm",
     "training.num_steps",
@@ -81,9 +82,21 @@ def check_data(workdir: Path, data: Source) -> None:
         )
 
 
+def check_assets(workdir: Path, data: Source) -> None:
+    """Raises a ValueError if the data come with another vocabulary than the run in `workdir` was trained with."""
+    for name, content in assets(data).items():
+        if (workdir / name).is_file() and (workdir / name).read_bytes() != content:
+            raise ValueError(
+                f"{workdir / name} is not the one of the data ({data.description}): the trained parameters mean other "
+                f"ids. Use the run's own by --config.data.subwords={workdir / name}."
+            )
+
+
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Makes the workdir that of this run alone and writes the config into it, all on process 0.
+def claimed(workdir: Path, config: ConfigDict, data: Source) -> Iterator[None]:
+    """Makes the workdir that of this run alone, and writes the config and what belongs to the data into it.
+
+    All on process 0.
 
     Raises:
       OSError: If another run is at work there or has begun there since `check`, or nothing can be written.
@@ -96,6 +109,8 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
                 stack.enter_context(lock.held(workdir))
                 _check_again(workdir, config)
                 settings.write(workdir / "config.json", config)
+                for name, content in assets(data).items():
+                    (workdir / name).write_bytes(content)
 
         agreement.on_process_0(claim)
         yield

@@ -1,0 +1,240 @@
+"""Pairs of texts as subwords: a source that is read whole, and a target that is written token by token.
+
+A text ends with the end id. A pair that is longer than a row is left out and counted, never cut. Several pairs, one
+after another with a separator between them, make one document if wanted.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int, Int32
+
+from reformer.data import pair_files, subwords
+from reformer.data.pair_files import Corpus, Texts
+from reformer.data.source import Example, Row, chosen_examples, next_token_row, pad
+from reformer.data.subwords import BEGIN_ID, PADDING_ID, Subwords
+from reformer.data.wmt14_ende import read_wmt14_ende
+
+ASSET = "subwords.model"  # what a workdir calls the vocabulary
+_LINES_AT_ONCE = 100_000  # that are encoded
+
+
+class Pair(NamedTuple):
+    """Ids of a source and a target, each with its end id, and the length of the row that they fill."""
+
+    source: Int32[np.ndarray, " source"]
+    targets: Int32[np.ndarray, " length"]
+    length: int
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths in one array."""
+
+    ids: Int[np.ndarray, " ids"]
+    ends: Int[np.ndarray, " rows"]
+
+    def row(self, index: int | np.integer) -> Int32[np.ndarray, " ids"]:
+        """The row number `index`."""
+        start = self.ends[index - 1] if index else 0
+        return self.ids[start : self.ends[index]].astype(np.int32)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " rows"]:
+        """Of all rows."""
+        return np.diff(self.ends, prepend=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairData:
+    """Pairs of texts and their subwords.
+
+    Attributes:
+        corpus: the texts.
+        vocabulary: the subwords.
+        source_length: tokens of a row's source; None = as many as of its target.
+        length: tokens of a row's target; the description says how many pairs it leaves out.
+        source_length: tokens of a row's source.
+        num_joined: a document has so many pairs, or as many as fit.
+    """
+
+    corpus: Corpus
+    vocabulary: Subwords
+    length: int
+    source_length: int
+    num_joined: int = 1
+    unit = "subword"
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, tuple[Ragged, Ragged]]:
+        return {
+            split: (_encode(self.vocabulary, texts.source), _encode(self.vocabulary, texts.target))
+            for split, texts in self.corpus.splits.items()
+        }
+
+    @property
+    def description(self) -> str:
+        """One line: the source, the pairs of each split, and those that are too long for a row."""
+        counts = ", ".join(f"{len(texts.source):,} {split}" for split, texts in self.corpus.splits.items())
+        documents = f", in documents of up to {self.num_joined}" if self.num_joined > 1 else ""
+        missing = {split: int((~self.fits(split, self.length)).sum()) for split in self.corpus.splits}
+        too_long = ", ".join(f"{count:,} {split}" for split, count in missing.items() if count)
+        return (
+            f"{self.corpus.description}: {counts} pairs{documents}; {self.vocabulary.num_ids:,} subwords; longer than "
+            f"{self.source_length} -> {self.length} and left out: {too_long or 'none'}"
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the texts and the subwords."""
+        return hashlib.sha256(f"{self.corpus.fingerprint} {self.vocabulary.fingerprint}".encode()).hexdigest()[:32]
+
+    @property
+    def assets(self) -> dict[str, bytes]:
+        """Files that belong to the trained parameters: the vocabulary."""
+        return {ASSET: self.vocabulary.model}
+
+    def fits(self, split: str, length: int) -> Bool[np.ndarray, " pairs"]:
+        """For every pair of a split, whether a row of `length` holds it with its end ids."""
+        source, target = (ragged.lengths + 1 for ragged in self._ids[split])
+        return (source <= self.source_length) & (target <= length)
+
+    def training_examples(self, length: int, seed: int) -> grain.MapDataset:
+        """Endless pairs in random order, each once per epoch; documents are made of others in every epoch.
+
+        Raises:
+            ValueError: no pair fits.
+        """
+        usable = np.flatnonzero(self.fits("train", length))
+        if not len(usable):
+            raise ValueError(
+                f"length={length}: no pair of {self.corpus.description} is short enough for "
+                f"{self.source_length} -> {length} tokens. Raise --config.data.length or "
+                "--config.task.source_length."
+            )
+        order = grain.MapDataset.source(usable).seed(seed).shuffle().repeat()
+        return order.batch(self.num_joined, drop_remainder=True).map(_ToPair(self, length))
+
+    def num_examples(self, split: str, length: int) -> int:
+        """Pairs, or documents, that fit."""
+        return len(self._documents(split, length))
+
+    def example(self, split: str, index: int, length: int) -> Pair:
+        """The pair, or document, number `index` of those that fit."""
+        return self.make_pair(split, self._documents(split, length)[index], length)
+
+    def make_pair(self, split: str, indices: Sequence[int] | np.ndarray, length: int) -> Pair:
+        """Joins pairs in the order of `indices`, as many of them as fit."""
+        count = self._num_that_fit(split, indices, length)
+        source, target = (subwords.join([side.row(i) for i in indices[:count]]) for side in self._ids[split])
+        return Pair(source, target, length)
+
+    def documents(self, split: str, length: int) -> list[Texts]:
+        """The texts of a split that are translated together: single pairs, whatever their length, or documents."""
+        texts = self.corpus.splits[split]
+        if self.num_joined == 1:
+            return [Texts([source], [target]) for source, target in zip(*texts, strict=True)]
+        chosen = self._documents(split, length)
+        return [Texts(*([language[i] for i in indices] for language in texts)) for indices in chosen]
+
+    def to_row(self, example: Pair, padded_length: int | None) -> Row:
+        """As `Source.to_row` has it: the arrays of `next_token_row`, `source` int32 and `source_mask` bool."""
+        row = next_token_row(Example(example.targets), BEGIN_ID, padded_length or example.length)
+        row["source"] = pad(example.source, self.source_length, PADDING_ID)
+        row["source_mask"] = np.arange(self.source_length) < len(example.source)
+        return row
+
+    def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
+        """Bits per subword of the target, end id included, if each costs what its share of the training text says."""
+        _, trained = self._ids["train"]
+        counts = np.bincount(trained.ids, minlength=self.vocabulary.num_ids) + 1.0  # add one (Laplace)
+        counts[subwords.END_ID] += len(trained.ends)
+        indices = chosen_examples(self, split, length, max_examples)
+        scored = np.concatenate([self.example(split, int(i), length).targets for i in indices])
+        return {"order-0 counts": float(-np.log2(counts[scored] / counts.sum()).mean())}
+
+    @functools.cache  # noqa: B019  # lives as long as the data
+    def _documents(self, split: str, length: int) -> list[np.ndarray]:
+        """Numbers of the pairs of each document of a split, in order; what fits nowhere is in none."""
+        left = np.flatnonzero(self.fits(split, length))
+        found = []
+        while len(left):
+            count = self._num_that_fit(split, left[: self.num_joined], length)
+            found.append(left[:count])
+            left = left[count:]
+        return found
+
+    def _num_that_fit(self, split: str, indices: Sequence[int] | np.ndarray, length: int) -> int:
+        """How many pairs, from the first, fit into a row together; at least the first does."""
+        source, target = (np.cumsum(ragged.lengths[indices] + 1) for ragged in self._ids[split])
+        return max(1, int(((source <= self.source_length) & (target <= length)).sum()))
+
+
+def vocab_size(config: Any) -> int:
+    """The subwords, reserved ids included."""
+    return config.num_subwords
+
+
+def check_length(length: int) -> None:
+    """Raises a ValueError if nothing but the end id fits."""
+    if length < 2:
+        raise ValueError(
+            f"length={length} leaves no place for a subword before the end id. Raise --config.data.length."
+        )
+
+
+def load(config: Any, length: int) -> PairData:
+    """Reads the pairs that the `data` group of the configuration names, and reads or learns their subwords.
+
+    Args:
+        config: has `name` ('pairs' or 'wmt14_ende'), `path`, `source_language`, `target_language`, `cache_dir` ('' =
+            ~/.cache/reformer), `valid_fraction` and `test_fraction`, `subwords` (a file; '' = learn them from both
+            sides of the training text), `num_subwords` and `join`.
+        length: tokens of a target.
+
+    Raises:
+        ValueError: a value is impossible, or files are missing or not what they should be.
+    """
+    check_length(length)
+    cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
+    languages = (config.source_language, config.target_language)
+    if config.name == "wmt14_ende":
+        corpus = read_wmt14_ende(config.path, cache_dir, *languages)
+    else:
+        corpus = pair_files.read(config.path, *languages, config.valid_fraction, config.test_fraction)
+    if config.subwords:
+        vocabulary = subwords.read(config.subwords)
+    else:
+        texts = corpus.splits["train"]
+        vocabulary = subwords.learn(texts.source + texts.target, config.num_subwords, cache_dir)
+    if vocabulary.num_ids != config.num_subwords:
+        raise ValueError(
+            f"data.subwords={config.subwords!r} has {vocabulary.num_ids} subwords, but data.num_subwords="
+            f"{config.num_subwords}. Name another file, or set --config.data.num_subwords={vocabulary.num_ids} and "
+            "--config.model.vocab_size to the same."
+        )
+    return PairData(corpus, vocabulary, length, length, config.join)
+
+
+def _encode(vocabulary: Subwords, lines: Sequence[str]) -> Ragged:
+    dtype = np.uint16 if vocabulary.num_ids <= 2**16 else np.int32
+    parts, lengths = [np.zeros(0, dtype)], [np.zeros(0, np.int64)]
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        rows = vocabulary.encode(lines[start : start + _LINES_AT_ONCE])
+        lengths.append(np.array([len(row) for row in rows], np.int64))
+        parts.append(np.fromiter((token for row in rows for token in row), dtype, lengths[-1].sum()))
+    return Ragged(np.concatenate(parts), np.cumsum(np.concatenate(lengths)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ToPair(grain.transforms.Map):
+    data: PairData
+    length: int
+
+    def map(self, indices: np.ndarray) -> Pair:
+        return self.data.make_pair("train", indices, self.length)
