@@ -314,7 +314,7 @@ def generator_config(config: ReformerConfig, scale: float | int) -> ReformerConf
 
     num_heads = scaled(config.num_heads)
     head_dim = scaled(config.num_heads * config.head_dim, scale / num_heads)
-    sizes = {"embed_dim": scaled(config.embed_dim), "mlp_dim": scaled(config.mlp_dim)}
+    sizes: dict[str, Any] = {"embed_dim": scaled(config.embed_dim), "mlp_dim": scaled(config.mlp_dim)}
     return dataclasses.replace(config, axial_dims=None, num_heads=num_heads, head_dim=head_dim, **sizes)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from reformer.flops import flops_per_token
+from reformer.tasks import registry
 from tests.models import TINY
 
 
@@ -13,6 +14,12 @@ def test_operations_per_token_equal_a_count_by_hand():
     forward = local + lsh + 2 * feed_forward
     head = 2 * (2 * 8) * 10  # of both streams; not computed again
     assert flops_per_token(TINY, 16) == 4 * forward + 3 * head
+
+
+def test_the_head_of_a_classifier_stands_once_above_a_sequence():
+    task = {"name": "classification", "num_labels": 5, "pooling": "mean"}
+    head = 2 * (2 * 8) * 8 + 2 * 8 * 5
+    assert registry.flops_per_token(task, TINY, 16) == flops_per_token(TINY, 16, num_outputs=0) + 3 * head / 16
 
 
 def test_without_recomputation_a_step_costs_three_forward_passes():

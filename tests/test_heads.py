@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer import QuestionAnswerer, ReformerEncoder, ReformerLM, SequenceClassifier, TokenClassifier, heads
+from reformer import QuestionAnswerer, ReformerEncoder, ReformerLM, SequenceClassifier, TokenClassifier, heads, sharding
 from reformer.training.checkpoint import param_shapes
 from tests import models
 
@@ -182,6 +182,30 @@ def test_dropout_reaches_every_head_and_repeats_with_its_key(name):
     first, again = (compiled(model, deterministic=False)(init(name), TOKENS, mask=MASK, rngs=RNGS) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (first, apply(name))), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean", "span"])
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"tensor": 2, "fsdp": 4, "split_length": True}], ids=str)
+def test_eight_devices_compute_what_one_does(name, sizes):
+    config = dataclasses.replace(CONFIG, embed_dim=16, dtype="float64", param_dtype="float64", dropout_rate=0.1)
+    model, tokens = dataclasses.replace(MODELS[name], config=config), models.tokens(CONFIG, 8, 64)
+    batch = {"tokens": tokens, "mask": jnp.arange(64)[None] < jnp.arange(57, 65)[:, None]}
+    batch["targets"] = tokens[:, :2] if name == "span" else tokens[:, 0] % 7
+
+    def loss(params, batch):
+        return model.apply({"params": params}, **batch, rngs=RNGS, deterministic=False, method="loss")[0]
+
+    def run(mesh):
+        with jax.set_mesh(mesh):
+            params = jax.jit(functools.partial(model.init, method="create"))(jax.random.key(0))["params"]
+            params = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+            placed = jax.device_put(batch, sharding.batch_sharding(mesh))
+            return jax.jit(jax.value_and_grad(loss))(params, placed)
+
+    with jax.enable_x64(True):
+        one, eight = run(sharding.make_mesh(devices=jax.devices()[:1])), run(sharding.make_mesh(**sizes))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-10), eight, one)
 
 
 def test_what_stands_below_a_head_has_the_same_names_in_all_models():

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from reformer import flops
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.source import Source
@@ -24,6 +25,12 @@ def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
 def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     """As `registry` has it."""
     return SequenceClassifier(model, task["num_labels"], task["pooling"])
+
+
+def flops_per_token(task: Group, model: ReformerConfig, length: int) -> float:
+    """As `registry` has it; the head stands once above a sequence."""
+    head = 3 * 2 * model.embed_dim * (model.output_dim + task["num_labels"])
+    return flops.flops_per_token(model, length, num_outputs=0) + head / length
 
 
 def load_data(config: Any, length: int) -> Source:

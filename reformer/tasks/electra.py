@@ -49,7 +49,8 @@ def make_model(task: Group, model: ReformerConfig) -> nn.Module:
 
 def load_data(config, length: int) -> Source:
     """As `registry` has it; all that is chosen is hidden, where BERT leaves a tenth and makes another up."""
-    return Replaced(load.load(config.data, length), config.task.mask_rate, masked_share=1.0, random_share=0.0)
+    text: Any = load.load(config.data, length)
+    return Replaced(text, config.task.mask_rate, masked_share=1.0, random_share=0.0)
 
 
 def companions(task: Group, model: ReformerConfig) -> dict[str, ReformerConfig]:

@@ -15,7 +15,7 @@ from reformer.training import checkpoint, settings
 from reformer.training.state import TrainState
 
 # What must be the same for the rest to mean anything.
-_REQUIRED = ("embeddings", "stack")
+_REQUIRED = ("embeddings/", "stack/")
 
 Shape = tuple[int, ...]
 Leaves = dict[str, Any]  # arrays by 'path/to/parameter'
@@ -142,16 +142,15 @@ def _find_huggingface(directory: Path) -> _Found:
 
 def _require(found: _Found, shapes: Mapping[str, Shape], changes: Mapping[str, tuple[Any, Any]]) -> None:
     """Raises a ValueError unless the embeddings and the stack have the same parameters."""
-    if not any(path.split("/")[0] in _REQUIRED for path in found.shapes):
+    is_whole, may_be = (any(path.startswith(_REQUIRED) for path in paths) for paths in (shapes, found.shapes))
+    if is_whole and not may_be:
         raise ValueError(
             f"config.training.init_from: {found.name} consists of {_groups(found.shapes)}. Name a part with embeddings "
             "and stack of its own: DIR:PART."
         )
-    needed = [path for path in shapes if path.split("/")[0] in _REQUIRED]
-    needed += [path for path in found.shapes if path.split("/")[0] in _REQUIRED and path not in shapes]
-    for path in needed:
+    for path in dict.fromkeys([*shapes, *found.shapes]):
         there, here = found.shapes.get(path, "absent"), shapes.get(path, "absent")
-        if there != here:
+        if there != here and any(f"/{name}" in f"/{path}" for name in _REQUIRED):
             raise ValueError(
                 f"config.training.init_from: {path} of {found.name} is {there} and would have to be {here}. Give the "
                 f"model the same fields; they differ in {settings.describe(dict(changes)) or 'the embeddings'}."

@@ -137,6 +137,7 @@ def test_a_part_of_a_model_is_a_place_to_begin():
     assert part.name == "discriminator of runs/x, step 3"
     with pytest.raises(ValueError, match="runs/x, step 3 has no part 'encoder', only generator, discriminator"):
         found.part("encoder")
+    fine_tuning._require(found, shapes, {})  # the same parts in both
     with pytest.raises(ValueError, match=r"consists of generator, discriminator\. Name a part.*DIR:PART"):
         fine_tuning._require(found, {"embeddings/token": (1,)}, {})
 

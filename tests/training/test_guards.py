@@ -37,6 +37,14 @@ def test_many_parameters_are_counted_and_the_first_three_named():
         Guard("byte", NAMES).check_step(1, BROKEN, ~ALL_FINITE)
 
 
+def test_heads_of_any_name_and_models_below_a_part_are_ordered_too():
+    names = ["decoder/stack/layer_0/a", "encoder/embeddings/token", "head_hidden/bias", "norm/bias"]
+    with pytest.raises(
+        FloatingPointError, match="nearest to the loss: head_hidden/bias, norm/bias, decoder/stack/layer_0"
+    ):
+        Guard("window", names).check_step(1, BROKEN, np.zeros(4, bool))
+
+
 def test_a_finite_gradient_is_not_blamed():
     with pytest.raises(FloatingPointError, match=r"Bits per byte before: none.\nEvery gradient is finite"):
         Guard("byte", NAMES).check_step(1, BROKEN, ALL_FINITE)
