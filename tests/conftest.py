@@ -26,6 +26,7 @@ CHECKED = [
         "data",
         "decoding",
         "electra",
+        "electra_models",
         "generation",
         "heads",
         "inspection",
