@@ -4,113 +4,23 @@ Source: Clark, Luong, Le, Manning 2020, "ELECTRA: Pre-training Text Encoders as 
 arXiv 2003.10555, section 2 (the method), 3.2 (shared weights, smaller generators).
 """
 
-import dataclasses
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ReformerConfig
-from reformer.layers.embeddings import Embeddings
-from reformer.layers.linear import dense
+from reformer.electra_models import Discriminator, Generator, Lot, generator_config
 from reformer.layers.stack import Observer
-from reformer.model import Evaluated, ReformerLM, TokenModel
+from reformer.model import Evaluated
 from reformer.ops.dropout import draw_seed
-from reformer.ops.lengthwise import map_length
-from reformer.ops.losses import chunked_cross_entropy, chunked_scores
-from reformer.ops.replacement import draw_in_chunks, number_places
-from reformer.trunk import Streams
+from reformer.ops.replacement import number_places
 
 # What the generator takes from the discriminator, and the parts of the parameters that this means.
 SHARED_PARTS = {"embeddings": ("embeddings",), "all": ("embeddings", "stack", "norm"), "none": ()}
-
-
-class Lot(NamedTuple):
-    """What decides which tokens are drawn: noise, and how much it weighs against the logits."""
-
-    seed: UInt[Array, ""]
-    places: UInt[Array, "batch length"]
-    temperature: float | int
-
-
-class Generator(ReformerLM):
-    """A masked language model whose embeddings may be those of a wider model, brought to its width by a dense layer."""
-
-    embeddings_config: ReformerConfig
-
-    def setup(self):
-        """Declares the parts."""
-        super().setup()
-        if self._is_projected:
-            self.projection = dense(self.config, self.config.embed_dim)
-
-    @property
-    def _is_projected(self) -> bool:
-        return self.embeddings_config.embed_dim != self.config.embed_dim
-
-    def make_embeddings(self) -> nn.Module:
-        """The embeddings before the projection."""
-        return Embeddings(self.embeddings_config)
-
-    def embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
-        """The vectors that enter the stack, before dropout."""
-        embedded = super().embed(tokens)
-        if not self._is_projected:
-            return embedded
-        if self.is_initializing():
-            return self.projection(embedded)
-
-        def project(params, x):
-            projected: Any = self.projection.clone(parent=None).apply({"params": params}, x)
-            return projected.astype(x.dtype)
-
-        return map_length(project, self.variables["params"]["projection"], embedded, None)
-
-    def learn_and_draw(self, tokens, targets, lot: Lot, *, weights, mask, deterministic):
-        """`loss` of the targets, and a draw from the softmax of the same logits at every place."""
-        streams, dropout_seed = self.run(tokens, mask, None, deterministic)
-        logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
-        sums = chunked_cross_entropy(logits, chunk_length, params, streams, targets, weights, dropout_seed)
-        return sums, draw_in_chunks(logits, chunk_length, params, streams, *lot, dropout_seed)
-
-    def score_and_draw(self, tokens, targets, lot: Lot, *, weights, mask):
-        """What `chunked_scores` sums over the targets, and a draw as in `learn_and_draw`."""
-        streams, _ = self.run(tokens, mask)
-        logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
-        sums = chunked_scores(logits, chunk_length, params, streams, targets, weights)
-        return sums, draw_in_chunks(logits, chunk_length, params, streams, *lot)
-
-
-class Discriminator(TokenModel):
-    """One logit for every token: above 0, it was replaced. The targets of `loss` and `score` are 1 where it was."""
-
-    @property
-    def num_outputs(self) -> int:
-        """Logits of a token."""
-        return 1
-
-    def _chunk_logits(self):
-        """For the loss the logits 0 and x of two classes, whose cross-entropy is the binary one of x."""
-        return partial(_beside_zero, super()._chunk_logits())
-
-    def measure(
-        self, streams: Streams, targets: Int[Array, "batch length"], weights: Float[Array, "batch length"]
-    ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
-        """Share of unreplaced tokens, which those reach who never suspect one; and recall and precision."""
-        replaced = weights * targets
-        others = weights - replaced
-        logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
-        _, found, num_replaced = chunked_scores(logits, chunk_length, params, streams, targets, replaced)
-        _, left_alone, num_others = chunked_scores(logits, chunk_length, params, streams, targets, others)
-        return {
-            "unreplaced_share": (num_others, num_replaced + num_others),
-            "detection_recall": (found, num_replaced),
-            "detection_precision": (found, found + num_others - left_alone),
-        }
 
 
 class ReformerElectra(nn.Module):
@@ -211,7 +121,7 @@ class ReformerElectra(nn.Module):
             method="learn_and_draw",
             rngs=self._rngs(),
         )
-        nats_of_other, weight = self.discriminator.apply(
+        sums: Any = self.discriminator.apply(
             {"params": discriminator},
             *_replace(targets, drawn, weights, mask),
             mask=mask,
@@ -219,7 +129,7 @@ class ReformerElectra(nn.Module):
             method="loss",
             rngs=self._rngs(),
         )
-        return nats + self.discriminator_weight * nats_of_other, weight
+        return nats + self.discriminator_weight * sums[0], sums[1]
 
     def score(
         self,
@@ -270,8 +180,8 @@ class ReformerElectra(nn.Module):
         Raises:
           ValueError: as in `loss`.
         """
-        _, *inputs = self._score_generator(tokens, targets, weights, mask)
-        return tuple(inputs)
+        _, seen, labels = self._score_generator(tokens, targets, weights, mask)
+        return seen, labels
 
     def _score_generator(self, tokens, targets, weights, mask):
         params, _ = self.split(self.variables["params"])
@@ -297,27 +207,6 @@ class ReformerElectra(nn.Module):
         return {name: self.make_rng(name) for name in ("hash", "dropout") if self.has_rng(name)}
 
 
-def generator_config(config: ReformerConfig, scale: float | int) -> ReformerConfig:
-    """The config of a generator whose widths are `scale` times those of `config`.
-
-    There are fewer heads of the same width where it allows that, and at least one. Axial tables of its own share the
-    width of the streams automatically.
-
-    Raises:
-      ValueError: such a model cannot be.
-    """
-    if scale == 1:
-        return config
-
-    def scaled(size: int, scale: float | int = scale) -> int:
-        return max(1, round(scale * size))
-
-    num_heads = scaled(config.num_heads)
-    head_dim = scaled(config.num_heads * config.head_dim, scale / num_heads)
-    sizes: dict[str, Any] = {"embed_dim": scaled(config.embed_dim), "mlp_dim": scaled(config.mlp_dim)}
-    return dataclasses.replace(config, axial_dims=None, num_heads=num_heads, head_dim=head_dim, **sizes)
-
-
 def problems(config: ReformerConfig, generator_scale: float | int, share: str) -> Iterator[str]:
     """Yields a sentence for each thing that does not fit a `ReformerElectra`."""
     if config.causal:
@@ -333,11 +222,6 @@ def problems(config: ReformerConfig, generator_scale: float | int, share: str) -
         generator_config(config, generator_scale)
     except ValueError as error:
         yield from (f"generator_scale={generator_scale}: the generator's {line}" for line in str(error).splitlines())
-
-
-def _beside_zero(logits_fn, *args):
-    logits = logits_fn(*args)
-    return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
 
 
 def _per_example(weights, mask):

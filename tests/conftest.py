@@ -28,6 +28,7 @@ CHECKED = [
         "decoding",
         "electra",
         "encoder_decoder",
+        "electra_models",
         "generation",
         "heads",
         "inspection",

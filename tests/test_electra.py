@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from reformer import ReformerConfig, sharding
-from reformer.electra import ReformerElectra, generator_config
+from reformer.electra import ReformerElectra
+from reformer.electra_models import generator_config
 from tests import models
 
 CONFIG = ReformerConfig(

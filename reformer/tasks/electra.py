@@ -1,10 +1,11 @@
 """Replaced-token detection on the bytes of a text: every token is real, or one that a small generator put there."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 
-from reformer import electra, flops
+from reformer import electra, electra_models, flops
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.masking import Masked
@@ -29,7 +30,7 @@ class Replaced(Masked):
         return {}
 
 
-def problems(config, model: ReformerConfig, length: int) -> Iterator[str]:
+def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
     """As `registry` has it."""
     for problem in electra.problems(model, config.task.generator_scale, config.task.share):
         yield f"config.{'model' if problem.startswith('causal') else 'task'}.{problem}"
@@ -47,7 +48,7 @@ def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     )
 
 
-def load_data(config, length: int) -> Source:
+def load_data(config: Any, length: int) -> Source:
     """As `registry` has it; all that is chosen is hidden, where BERT leaves a tenth and makes another up."""
     text: Any = load.load(config.data, length)
     return Replaced(text, config.task.mask_rate, masked_share=1.0, random_share=0.0)
@@ -55,12 +56,12 @@ def load_data(config, length: int) -> Source:
 
 def companions(task: Group, model: ReformerConfig) -> dict[str, ReformerConfig]:
     """As `registry` has it."""
-    return {"generator": electra.generator_config(model, task["generator_scale"])}
+    return {"generator": electra_models.generator_config(model, task["generator_scale"])}
 
 
 def flops_per_token(task: Group, model: ReformerConfig, length: int) -> float:
     """As `registry` has it: both models, the projection between their widths, and the logits to draw from."""
-    generator = electra.generator_config(model, task["generator_scale"])
+    generator = electra_models.generator_config(model, task["generator_scale"])
     is_projected = task["share"] == "embeddings" and generator.embed_dim != model.embed_dim
     projection = 3 * 2 * model.embed_dim * generator.embed_dim if is_projected else 0
     draw = 2 * 2 * generator.embed_dim * generator.vocab_size

@@ -11,7 +11,7 @@ import pytest
 from reformer import flops
 from reformer.data import source
 from reformer.tasks import electra, registry
-from reformer.training import evaluation, loop, settings, step
+from reformer.training import evaluation, fine_tuning, loop, settings, step
 from tests.models import TINY
 from tests.training import runs
 
@@ -72,13 +72,28 @@ def test_a_checkpoint_is_evaluated_as_in_training_whatever_the_batch(unbroken, c
 
 @pytest.mark.slow
 def test_the_discriminator_beats_the_share_of_unreplaced_tokens(config, tmp_path):
+    """With draws that are far off, which are found soon; with good ones that takes more steps than a test has."""
     config = config.copy_and_resolve_references()
-    config.model.update(embed_dim=32, mlp_dim=64, head_dim=16, attention_pattern=("local",))
+    config.task.temperature = 4.0
+    config.model.attention_pattern = ("local",)
     config.optimizer.update(name="adamw", learning_rate=0.01, warmup_steps=10)
-    config.training.update(num_steps=200, batch_size=16, log_every_steps=50)
-    config.evaluation.every_steps = config.checkpoint.every_steps = 200
+    config.training.update(num_steps=100, batch_size=16, log_every_steps=50)
+    config.evaluation.every_steps = config.checkpoint.every_steps = 100
     result = runs.run(config, tmp_path / "run")
-    assert result["accuracy"] > result["unreplaced_share"] + 0.02, result
+    assert result["accuracy"] > result["unreplaced_share"] + 0.05, result
+    assert result["generator_nats"] < 3.2, result  # the frequencies of the bytes alone give about 2.6
+
+
+def test_a_classifier_begins_with_the_discriminator(config, tmp_path):
+    workdir = runs.save_untrained(config, tmp_path / "run")
+    tuned = config.copy_and_resolve_references()
+    tuned.task.name, tuned.training.init_from = "classification", f"{workdir}:discriminator"
+    origin = fine_tuning.find(tuned)
+    assert {path.split("/")[0] for path in origin.copied} == {"embeddings", "stack", "norm"}
+    assert {path.split("/")[0] for path in origin.new} == {"head_hidden", "head"}
+    tuned.training.init_from = str(workdir)
+    with pytest.raises(ValueError, match="consists of discriminator, generator. Name a part"):
+        fine_tuning.find(tuned)
 
 
 def test_micro_batches_have_the_gradient_of_one_large_batch(config):
