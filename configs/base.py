@@ -62,8 +62,8 @@ def data_group() -> ConfigDict:
     # folder with one sub-folder for each label, or an .npz | 'digits': 1,797 written digits of 8x8 pixels |
     # 'pairs': two text files, line by line translations | 'wmt14_ende': the original archives
     group.name = "stdlib"
-    # File or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64, wmt14_ende; of 'pairs' what the
-    # names of the files begin with, up to '.train.en'; '' otherwise.
+    # File or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64, wmt14_ende; of 'pairs' what
+    # the names of the files begin with, up to '.train.en'; '' otherwise.
     group.path = ""
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
