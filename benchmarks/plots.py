@@ -113,6 +113,30 @@ def draw_memory(rows: list[dict]) -> Figure:
     return describe(figure, "Memory of a training step, layers local-LSH of width 256", rows)
 
 
+def draw_vision(rows: list[dict]) -> Figure:
+    """Accuracy and nats against the seconds of training, means over the seeds with their range."""
+    figure = new_figure(width=10, height=4.4)
+    panels = figure.subplots(1, 2)
+    presets = sorted({row["preset"] for row in rows})
+    colours = {size: f"C{i}" for i, size in enumerate(sorted({preset.removesuffix("_full") for preset in presets}))}
+    for preset in presets:
+        courses = [row["course"] for row in rows if row["preset"] == preset]
+        style = {"color": colours[preset.removesuffix("_full")], "marker": "o", "markersize": 3}
+        style["linestyle"] = "--" if preset.endswith("_full") else "-"
+        for axes, field in zip(panels, ("accuracy", "nats"), strict=True):
+            points = list(zip(*courses, strict=False))  # of all seeds, an evaluation after the other
+            seconds = [sum(entry["seconds"] for entry in entries) / len(entries) for entries in points]
+            values = [[entry[field] for entry in entries] for entries in points]
+            axes.plot(seconds, [sum(of_all) / len(of_all) for of_all in values], label=preset, **style)
+            lowest, highest = ([pick(of_all) for of_all in values] for pick in (min, max))
+            axes.fill_between(seconds, lowest, highest, color=style["color"], alpha=0.15)
+    for axes, label in zip(panels, ("accuracy", "nats per image"), strict=True):
+        axes.set(xlabel="seconds of training", ylabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize="small")
+    return describe(figure, f"Labels of images, validation, {len({row['seed'] for row in rows})} seeds", rows)
+
+
 def name_of_kind(kind: str) -> str:
     """Returns what a reader calls a kind of `attention.py`."""
     names = {"xla": "jax.nn, XLA", "cudnn": "jax.nn, cuDNN flash"}
@@ -163,6 +187,7 @@ PICTURES: dict[str, tuple[Callable[[list[dict]], Figure], tuple[str, ...]]] = {
     "peers": (draw_peers, ("library", "length", "dropout_rate", "num_hashes", "num_heads")),
     "attention": (draw_attention, ("sweep", "kind", "length")),
     "memory": (draw_memory, ("sweep", *SWEEPS, "reversible")),
+    "vision": (draw_vision, ("preset", "seed")),
 }
 
 

@@ -39,10 +39,14 @@ def task_group() -> ConfigDict:
     """Returns the fields that say what is learned."""
     group = ConfigDict()
     # 'language': each token from those before it | 'masked': hidden tokens from all others |
-    # 'classification': the label of a whole example | 'vision': the label of an image | 'translation': a text from
-    # another one
+    # 'electra': which tokens a smaller masked model made up | 'classification': the label of a whole example |
+    # 'vision': the label of an image | 'translation': a text from another one
     group.name = "language"
-    group.mask_rate = 0.15  # of 'masked': share of the tokens that are hidden
+    group.mask_rate = 0.15  # of 'masked' and 'electra': share of the tokens that are hidden
+    group.generator_scale = 0.25  # electra: widths of the generator relative to the discriminator's
+    group.share = "embeddings"  # electra: what both use; 'embeddings' | 'all', with generator_scale=1.0 | 'none'
+    group.discriminator_weight = 50.0  # electra: of the discriminator's loss, beside 1 for the generator's
+    group.temperature = 1.0  # electra: the generator's logits are divided by it before a token is drawn
     group.num_labels = 20  # of 'classification' and 'vision'; the data may have fewer
     group.pooling = "mean"  # of both: what the head sees, the 'first' token (of images: one of its own) or the 'mean'
     group.image_size = 64  # vision: pixels of a side

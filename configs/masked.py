@@ -35,7 +35,7 @@ def get_config(preset: str = "") -> ConfigDict:
         local_num_chunks_after=1,
         lsh_chunk_length=32,
         lsh_num_chunks_after=1,
-        position_embedding="learned",
+        position_embedding="sinusoidal",  # neighbours are found sooner than with learned positions
     )
     config.optimizer.update(name="adamw", schedule="cosine", learning_rate=0.002, warmup_steps=200, clip_norm=1.0)
     config.training.update(num_steps=10_000, batch_size=16, log_every_steps=50)

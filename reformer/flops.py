@@ -3,7 +3,7 @@
 from reformer.config import ReformerConfig, derive_encoder_config
 
 
-def flops_per_token(config: ReformerConfig, length: int) -> float:
+def flops_per_token(config: ReformerConfig, length: int, num_outputs: int | None = None) -> float:
     """Returns the matrix-product operations per token of a training step; a multiplication and an addition are two.
 
     A forward pass, twice its cost for the cotangents, and once more to compute the values again if it is reversible.
@@ -13,8 +13,10 @@ def flops_per_token(config: ReformerConfig, length: int) -> float:
     Args:
       config: Of the model.
       length: Tokens of an example.
+      num_outputs: Of the head at every token; None = one for every id, a language model.
     """
-    total = _stack_flops(config, length) + 3 * 2 * config.output_dim * config.vocab_size
+    num_outputs = config.vocab_size if num_outputs is None else num_outputs
+    total = _stack_flops(config, length) + 3 * 2 * config.output_dim * num_outputs
     return total + (_stack_flops(derive_encoder_config(config), length) if config.cross_attention else 0)
 
 

@@ -146,7 +146,14 @@ class TokenModel(Trunk):
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
         sums = chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
-        return Evaluated(*sums, others={}, seen=seen)
+        return Evaluated(*sums, others=self.measure(streams, targets, weights), seen=seen)
+
+    def measure(
+        self, streams: Streams, targets: Int[Array, "batch length"], weights: Float[Array, "batch length"]
+    ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+        """What `score` tells beside the loss, as `Evaluated.others` has it; `weights` are the effective ones."""
+        del streams, targets, weights
+        return {}
 
     def logits(self, streams: Streams) -> Float[Array, "batch length outputs"]:
         """The logits, in at least float32, of the streams after the last layer."""

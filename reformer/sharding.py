@@ -10,6 +10,7 @@ constants and the mesh is part of what JAX compiles for, so nothing depends on w
 import functools
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +38,8 @@ RULES: dict[str, tuple[str, ...]] = {
 # Path of a parameter (regular expression, matched at the end) -> logical axes, layers axis aside.
 PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"embeddings/token", ("vocab", "embed")),
+    (r"generator/projection/kernel", ("embed", "replicated")),
+    (r"generator/projection/bias", ("replicated",)),
     (r"embeddings/(axial_\d+|position)", ("replicated", "replicated")),
     (r"embeddings/patch/kernel", ("replicated", "replicated")),
     (r"embeddings/class_token", ("replicated",)),
@@ -86,7 +89,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, split_length: bool
     return jax.make_mesh(shape, axes, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
-def validate(config, mesh: Mesh, batch_sizes: Mapping[str, int], length: int) -> None:
+def validate(
+    config, mesh: Mesh, batch_sizes: Mapping[str, int], length: int, companions: Mapping[str, Any] | None = None
+) -> None:
     """Checks that everything that is split divides over the mesh.
 
     Args:
@@ -94,19 +99,20 @@ def validate(config, mesh: Mesh, batch_sizes: Mapping[str, int], length: int) ->
       mesh: from `make_mesh`.
       batch_sizes: examples that go through the model at once, by name.
       length: tokens of an example.
+      companions: configs of smaller models that run beside it, by name.
 
     Raises:
       ValueError: sizes that do not divide, a line for each.
     """
     fsdp, parts = mesh.shape["fsdp"], mesh.devices.shape[2]
     checks = [(name, size, "sharding.data * fsdp", mesh.shape["data"] * fsdp) for name, size in batch_sizes.items()]
-    checks += [
-        ("config.model.embed_dim", config.embed_dim, "sharding.fsdp", fsdp),
-        ("config.model.num_heads", config.num_heads, "sharding.tensor", parts),
-        ("config.data.length", length, "sharding.tensor", parts)
-        if "length" in mesh.shape
-        else ("config.model.mlp_dim", config.mlp_dim, "sharding.tensor", parts),
-    ]
+    if "length" in mesh.shape:
+        checks.append(("config.data.length", length, "sharding.tensor", parts))
+    for name, model in {"config.model.": config, **{f"The {n}'s ": c for n, c in (companions or {}).items()}}.items():
+        checks.append((f"{name}embed_dim", model.embed_dim, "sharding.fsdp", fsdp))
+        checks.append((f"{name}num_heads", model.num_heads, "sharding.tensor", parts))
+        if "length" not in mesh.shape:
+            checks.append((f"{name}mlp_dim", model.mlp_dim, "sharding.tensor", parts))
     problems = [
         f"{name}={size} does not divide over config.{over}={parts} devices. Change one of them."
         for name, size, over, parts in checks

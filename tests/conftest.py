@@ -26,6 +26,7 @@ CHECKED = [
         "beam",
         "data",
         "decoding",
+        "electra",
         "encoder_decoder",
         "generation",
         "heads",

@@ -7,6 +7,7 @@ import pytest
 from configs import base
 from configs import classify as classify_config
 from configs import duplication as duplication_config
+from configs import electra as electra_config
 from configs import enwik8 as enwik8_config
 from configs import imagenet64 as imagenet64_config
 from configs import masked as masked_config
@@ -23,6 +24,7 @@ EXPERIMENTS = [
     (enwik8_config, ["", "paper", "small", "tiny", "full_attention"]),
     (text_config, ["", "small", "tiny"]),
     (imagenet64_config, ["", "paper", "small", "tiny"]),
+    (electra_config, ["", "tiny"]),
     (duplication_config, ["", "paper", "small", "tiny"]),
     (masked_config, ["", "tiny"]),
     (classify_config, ["", "tiny"]),

@@ -11,10 +11,11 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from reformer.data import baselines
 from reformer.data.source import Example, Row, Source, chosen_examples, pad
 
 _SPLITS = {"train": 0, "valid": 1, "test": 2}
-_MAX_COUNTED = 2000  # training examples that the baseline reads
+_MAX_COUNTED = 10_000  # training examples that the baselines read
 
 
 @runtime_checkable
@@ -99,17 +100,24 @@ class Masked:
         return padded | {"mask": np.arange(padded_length) < len(example.targets)}
 
     def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
-        """Bits per hidden token of a model that only knows how frequent each is among the training examples."""
-        counts = np.ones(self.source.num_ids)
-        for index in chosen_examples(self.source, "train", length, _MAX_COUNTED):
-            counts += np.bincount(self.source.example("train", int(index), length).targets, minlength=len(counts))
+        """Bits per hidden token of count models of training examples.
+
+        One knows how frequent each token is. Where tokens are bytes, another knows both neighbours too, also where they
+        are hidden from the model; it is scored on the tokens that have two.
+        """
+        chosen = chosen_examples(self.source, "train", length, _MAX_COUNTED)
+        counted = [self.source.example("train", int(index), length).targets for index in chosen]
+        scored = [self.example(split, int(i), length) for i in chosen_examples(self, split, length, max_examples)]
+        bits = {"frequencies": self._bits_of_frequencies(counted, scored)}
+        if self.source.num_ids == 256 and max(len(example.targets) for example in scored) > 2:
+            bits["both neighbours"] = _bits_of_neighbours(counted, scored)
+        return bits
+
+    def _bits_of_frequencies(self, counted: list[np.ndarray], scored: list[MaskedExample]) -> float:
+        counts = 1 + np.bincount(np.concatenate(counted), minlength=self.source.num_ids)
         bits = np.log2(counts.sum() / counts)
-        total = weight = 0.0
-        for index in chosen_examples(self, split, length, max_examples):
-            example = self.example(split, int(index), length)
-            total += float((bits[example.targets] * example.weights).sum())
-            weight += float(example.weights.sum())
-        return {"frequencies": total / weight}
+        weights = np.concatenate([example.weights for example in scored])
+        return float(np.average(bits[np.concatenate([example.targets for example in scored])], weights=weights))
 
     def hide(self, example: Example, rng: np.random.Generator) -> MaskedExample:
         """Draws which tokens are chosen, and what stands in their place."""
@@ -131,3 +139,17 @@ class _Hide(grain.transforms.RandomMap):
 
     def random_map(self, example: Example, rng: np.random.Generator) -> MaskedExample:
         return self.data.hide(example, rng)
+
+
+def _bits_of_neighbours(counted: list[np.ndarray], scored: list[MaskedExample]) -> float:
+    codes = np.concatenate([_codes_of_neighbours(targets) for targets in counted])
+    tables = [np.bincount(codes % 256**length, minlength=256**length) for length in (1, 2, 3)]
+    wanted = np.concatenate([_codes_of_neighbours(example.targets) for example in scored])
+    weights = np.concatenate([example.weights[1:-1] for example in scored])
+    return float(np.average(-np.log2(baselines.probabilities(tables, wanted)), weights=weights))
+
+
+def _codes_of_neighbours(targets: np.ndarray) -> np.ndarray:
+    """For every token that has two neighbours: left, right, token as the digits of a number to the base 256."""
+    left, token, right = targets[:-2], targets[1:-1], targets[2:]
+    return (left * 256 + right) * 256 + token

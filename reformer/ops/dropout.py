@@ -8,7 +8,7 @@ evaluation, and the reverse sweep of a reversible stack repeats it bit for bit.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, UInt
 
 
 def draw_seed(rng: PRNGKeyArray) -> UInt[Array, ""]:
@@ -27,13 +27,18 @@ def rows(x: jax.Array) -> jax.Array:
     return jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
 
 
+def random_bits(seed: UInt[Array, ""], row: Integer[Array, "..."], column: Integer[Array, "..."]) -> UInt[Array, "..."]:
+    """32 bits for every (row, column), broadcast together."""
+    row_hash = _mix(row.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + seed)
+    column_hash = column.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
+    return _mix(row_hash ^ column_hash)
+
+
 def keep_mask(
     seed: UInt[Array, ""], row: Int[Array, "..."], column: Int[Array, "..."], rate: float
 ) -> Bool[Array, "..."]:
     """Decides for every (row, column), broadcast together, whether it is kept; True with probability 1 - rate."""
-    row_hash = _mix(row.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + seed)
-    column_hash = column.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
-    return _mix(row_hash ^ column_hash) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return random_bits(seed, row, column) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def dropout(

@@ -9,6 +9,11 @@ A task is a module of this package with three functions:
   - `loss(**batch, deterministic)`, which returns the sums of weighted nats and of weights,
   - `score(**batch, look)`, which returns a `reformer.model.Evaluated`; `look` is an observer of attention or None.
 - `load_data(config, length)` reads a `reformer.data.source.Source`, whose rows are named as the arguments of `loss`.
+
+and, where the model is more than one stack with a head for every id, with two more:
+
+- `companions(task, model)` returns the configs of smaller models in it by name: they have to fit the mesh too.
+- `flops_per_token(task, model, length)` is of the whole model what `reformer.flops` counts of a stack and its head.
 """
 
 import importlib
@@ -19,12 +24,13 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 from ml_collections import ConfigDict
 
+from reformer import flops
 from reformer.config import ReformerConfig
 from reformer.data.source import Source
 
 Group: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
-NAMES = ("language", "masked", "classification", "vision", "translation")
+NAMES = ("language", "masked", "electra", "classification", "vision", "translation")
 DEFAULT = {"name": "language"}  # of runs that are older than the group
 
 
@@ -41,6 +47,20 @@ def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
 def make_model(task: Group, model: ReformerConfig) -> nn.Module:
     """Returns the model that the `task` group names."""
     return _module(task).make_model(task, model)
+
+
+def companions(task: Group, model: ReformerConfig) -> dict[str, ReformerConfig]:
+    """Returns the configs of the models within the task's model that are smaller than it, by name."""
+    module = _module(task)
+    return module.companions(task, model) if hasattr(module, "companions") else {}
+
+
+def flops_per_token(task: Group, model: ReformerConfig, length: int) -> float:
+    """Returns the operations per token of a training step of the task's model."""
+    module = _module(task)
+    if hasattr(module, "flops_per_token"):
+        return module.flops_per_token(task, model, length)
+    return flops.flops_per_token(model, length)
 
 
 def load_data(config: Any, length: int) -> Source:

@@ -87,7 +87,8 @@ class Evaluator:
             previous = current
             self.on_batch()
         sums, buckets = _add(total, previous)
-        others = {name: float(of_all / weight) for name, (of_all, weight) in sums.others.items()}
+        # A share of what did not occur, such as the precision of what was never said, is left out.
+        others = {name: float(of_all / weight) for name, (of_all, weight) in sums.others.items() if weight}
         bits, accuracy = float(sums.nats / sums.weight / math.log(2)), float(sums.right / sums.weight)
         return Scores(bits, accuracy, float(sums.weight), others), occupancy.means(buckets)
 

@@ -56,6 +56,7 @@ FIELD_RULES = (
             "data.source_language",
             "data.target_language",
             "data.subwords",
+            "task.share",
             "training.init_from",
         ],
     ),
@@ -96,7 +97,15 @@ FIELD_RULES = (
     (
         "a positive number that float32 holds",
         lambda value: is_number(value) and value > 0,
-        ["optimizer.learning_rate", "optimizer.epsilon", "optimizer.update_clip", "optimizer.factored_decay"],
+        [
+            "optimizer.learning_rate",
+            "optimizer.epsilon",
+            "optimizer.update_clip",
+            "optimizer.factored_decay",
+            "task.discriminator_weight",
+            "task.generator_scale",
+            "task.temperature",
+        ],
     ),
     (
         "a number of at least 0 and below 1",
@@ -275,7 +284,8 @@ def check_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, is_trained: bool
     if is_trained:
         name = "config.training.batch_size" + " / accumulation_steps" * (training.accumulation_steps > 1)
         batch_sizes[name] = training.batch_size // training.accumulation_steps
-    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model))
+    companions = registry.companions(config.get("task", registry.DEFAULT), model)
+    sharding.validate(model, mesh, batch_sizes, padded_length(window_length(config), model), companions)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

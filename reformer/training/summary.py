@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reformer import sharding
-from reformer.flops import flops_per_token
+from reformer.tasks import registry
 from reformer.training.programs import CompiledStep
 from reformer.training.run import Run
 from reformer.training.settings import window_length
@@ -51,7 +51,7 @@ def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
     """
     length = window_length(run.config)
     num_tokens = run.config.training.batch_size * length
-    num_flops = flops_per_token(run.model_config, length) * num_tokens
+    num_flops = registry.flops_per_token(run.config.task, run.model_config, length) * num_tokens
     analysis = compiled.call.memory_analysis()
     lines = [
         _parameter_table(target.params, run.model_config.attention_pattern),

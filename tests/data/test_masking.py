@@ -101,9 +101,21 @@ def test_the_shares_may_be_others():
     np.testing.assert_array_equal(example.tokens == text.MASK_ID, example.weights == 1)
 
 
-def test_the_frequencies_of_uniform_bytes_cost_8_bits():
+def test_uniform_bytes_cost_8_bits_whatever_their_neighbours():
     baselines = Masked(_text()).baselines("valid", 100)
-    assert baselines.keys() == {"frequencies"} and 7.8 < baselines["frequencies"] < 8.5
+    assert 7.8 < baselines["frequencies"] < 8.6
+    assert baselines["both neighbours"] > 7.8
+
+
+def test_bytes_that_their_neighbours_tell_cost_nearly_nothing():
+    alphabet = np.tile(np.arange(65, 91, dtype=np.uint8), 200)
+    baselines = Masked(text.TextData("a test", alphabet, alphabet[:500], alphabet[:0])).baselines("valid", 100)
+    np.testing.assert_allclose(baselines["frequencies"], np.log2(26), atol=0.2)
+    assert baselines["both neighbours"] < 0.1
+
+
+def test_other_tokens_than_bytes_have_no_counts_of_neighbours():
+    assert Masked(DuplicationData(5)).baselines("valid", 8, 10).keys() == {"frequencies"}
 
 
 def test_it_is_a_source_with_the_fingerprint_of_what_it_hides():
