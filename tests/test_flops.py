@@ -28,6 +28,16 @@ def test_without_recomputation_a_step_costs_three_forward_passes():
     assert flops_per_token(full, 16) == 3 * (2 * layer + 2 * (2 * 8) * 10)
 
 
+def test_an_encoder_decoder_costs_its_encoder_and_cross_attention_too():
+    both = dataclasses.replace(TINY, cross_attention=True, merge_streams="average")
+    # Queries and output of every token, keys and values of a source as long; scores with and sums of 16 keys.
+    cross = 4 * (2 * 8 * 8) + 2 * (2 * 16 * 8)
+    encoder_windows = 2 * (2 * 8 * 4) + 3 * 2 * (2 * 8 * 2)  # one chunk more: 4 keys, and 2 in each of 3 rounds
+    head = 3 * 2 * 8 * 10  # of the average of both streams
+    stack = flops_per_token(TINY, 16) - 2 * head
+    assert flops_per_token(both, 16) == 2 * stack + 4 * (2 * cross + encoder_windows) + head
+
+
 def test_only_full_attention_costs_more_per_token_in_a_longer_sequence():
     full = dataclasses.replace(TINY, attention_pattern=("full",))
     assert flops_per_token(full, 16) > flops_per_token(full, 8)

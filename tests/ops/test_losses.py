@@ -35,6 +35,17 @@ def _chunked(chunk_length, targets, weights, logits_fn=_logits, fixed=None):
     return loss
 
 
+def _smoothed_reference(targets, weights, smoothing):
+    """The cross-entropy of targets that are a distribution."""
+
+    def loss(params, hidden):
+        log_probabilities = jax.nn.log_softmax(_logits(params, hidden, None, None))
+        smoothed = (1 - smoothing) * jax.nn.one_hot(targets, VOCAB, dtype=hidden.dtype) + smoothing / VOCAB
+        return -jnp.sum(weights[..., None] * smoothed * log_probabilities), jnp.sum(weights)
+
+    return loss
+
+
 def _reference(targets, weights):
     return lambda params, hidden: references.cross_entropy(hidden, *params, targets, weights)
 
@@ -109,6 +120,19 @@ def test_rows_number_the_tokens_of_the_whole_array(chunk_length):
     actual = _chunked(chunk_length, targets, weights, shifted, scale)(params, hidden)
     nats = losses.cross_entropy(_logits(params, hidden, None, None) * scale[number][..., None], targets)
     references.assert_close(actual, (jnp.sum(nats * weights), jnp.sum(weights)), references.VALUE_TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("chunk_length", [None, 3])
+def test_smoothed_labels_are_spread_over_all_ids(x64, chunk_length):
+    params, hidden, targets, weights = _inputs(7)
+
+    def smoothed(params, hidden):
+        return losses.chunked_cross_entropy(_logits, chunk_length, params, hidden, targets, weights, None, 0.3)
+
+    actual, expected = (
+        _mean(loss)(params, hidden) for loss in (smoothed, _smoothed_reference(targets, weights, 0.3))
+    )
+    references.assert_close(actual, expected, references.GRADIENT_TOLERANCE["float64"])
 
 
 def test_bfloat16_logits_are_normalised_in_float32():

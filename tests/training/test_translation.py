@@ -14,15 +14,15 @@ from reformer.training import checkpoint, evaluation, settings
 from tests.training import runs
 
 WORDS = {"dog": "Hund", "man": "Mann", "park": "Park", "tree": "Baum", "red": "rot", "runs": "rennt"}
-NUM_SUBWORDS = 290
+NUM_SUBWORDS = 310
 
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory):
-    """Three words each, translated word by word; none of the 20 to test is among the 90 to train on."""
+    """Four words each, translated word by word; none of the 20 to test is among the 330 to train on."""
     prefix = tmp_path_factory.mktemp("pairs") / "words"
-    order = np.random.default_rng(0).permutation(list(itertools.permutations(WORDS, 3)))
-    for name, rows in (("train", order[:90]), ("val", order[90:100]), ("test", order[100:])):
+    order = np.random.default_rng(0).permutation(list(itertools.permutations(WORDS, 4)))
+    for name, rows in (("train", order[:330]), ("val", order[330:340]), ("test", order[340:])):
         for language, lines in (("en", rows), ("de", [[WORDS[word] for word in row] for row in rows])):
             text = "\n".join(" ".join(line) for line in lines)
             prefix.with_name(f"words.{name}.{language}").write_text(text + "\n")
@@ -37,8 +37,8 @@ def make_config(prefix, tmp_path_factory):
     def make(**model):
         config = base.get_config()
         config.task.update(name="translation", share_embeddings=True)
-        config.data.update(name="pairs", path=str(prefix), cache_dir=str(cache), num_subwords=NUM_SUBWORDS, length=16)
-        config.model.update(vocab_size=NUM_SUBWORDS, max_length=24, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=2)
+        config.data.update(name="pairs", path=str(prefix), cache_dir=str(cache), num_subwords=NUM_SUBWORDS, length=24)
+        config.model.update(vocab_size=NUM_SUBWORDS, max_length=32, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=2)
         config.model.update(head_dim=16, local_chunk_length=4, lsh_chunk_length=4, num_hashes=1, dropout_rate=0.1)
         config.model.update(cross_attention=True, merge_streams="average", position_embedding="sinusoidal", **model)
         config.optimizer.update(name="adamw", schedule="constant", learning_rate=0.003, warmup_steps=10)
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(make_config, sho
 
 def test_eval_measures_a_checkpoint(make_config, short_run):
     record = evaluation.evaluate(evaluation.prepare(make_config(), short_run, "latest", "test"))
-    assert 7 < record["bits_per_subword"] < 10 and record["num_subwords"] > 20 * 4
+    assert 7 < record["bits_per_subword"] < 10 and record["num_subwords"] > 20 * 5
 
 
 def test_a_run_keeps_its_vocabulary_and_refuses_another(make_config, short_run, prefix, tmp_path):
@@ -136,7 +136,7 @@ def test_documents_are_compared_as_one_text_and_missing_parts_are_told(
     make_config, prefix, tmp_path, capsys, monkeypatch
 ):
     config = make_config()
-    config.data.update(join=3, length=24)
+    config.data.update(join=3, length=32)
     runs.save_untrained(config, tmp_path / "run")
     vocabulary = subwords.learn(
         [line for name in ("en", "de") for line in prefix.with_name(f"words.train.{name}").read_text().splitlines()],
@@ -172,9 +172,9 @@ def test_what_cannot_be_done_is_said(short_run, capsys, arguments, message):
 
 
 def test_a_text_longer_than_the_maximum_is_refused_with_its_number(short_run, capsys, tmp_path):
-    (tmp_path / "in.txt").write_text("man\n" + "dog " * 30 + "\n")
+    (tmp_path / "in.txt").write_text("man\n" + "dog " * 40 + "\n")
     message = error(capsys, f"--workdir={short_run}", f"--input={tmp_path / 'in.txt'}")
-    assert "text 2 has" in message and "more than max_length=24 of the model: 'dog dog" in message
+    assert "text 2 has" in message and "more than max_length=32 of the model: 'dog dog" in message
 
 
 def test_a_missing_and_a_wrong_vocabulary_are_refused(make_config, prefix, capsys, tmp_path):
@@ -184,7 +184,7 @@ def test_a_missing_and_a_wrong_vocabulary_are_refused(make_config, prefix, capsy
     assert "subwords.model is missing: without its subwords the model's ids mean nothing" in error(capsys, *arguments)
     lines = prefix.with_name("words.train.en").read_text().splitlines()
     (directory / "subwords.model").write_bytes(subwords.learn(lines, 280, tmp_path).model)
-    assert "has 280 subwords, but the run was trained with data.num_subwords=290" in error(capsys, *arguments)
+    assert "has 280 subwords, but the run was trained with data.num_subwords=310" in error(capsys, *arguments)
 
 
 def test_runs_of_another_task_are_refused(text_file, config, capsys, tmp_path):
@@ -198,8 +198,8 @@ def test_runs_of_another_task_are_refused(text_file, config, capsys, tmp_path):
     [
         ({"model.cross_attention": False}, "the decoder would not see the source"),
         ({"model.causal": False}, r"task\.name='translation' needs causal=True"),
-        ({"model.vocab_size": 280}, r"vocab_size=280 is too small: .* need 290"),
-        ({"task.source_length": 25}, r"config\.task\.source_length=25 exceeds config\.model\.max_length=24"),
+        ({"model.vocab_size": 280}, r"vocab_size=280 is too small: .* need 310"),
+        ({"task.source_length": 33}, r"config\.task\.source_length=33 exceeds config\.model\.max_length=32"),
         ({"data.path": ""}, r"config\.data\.path is empty\. Name what the names of two text files begin with"),
         ({"data.name": "stdlib"}, r"config\.data\.name='stdlib' is nothing for config\.task\.name='translation'"),
         ({"data.length": 1}, "leaves no place for a subword before the end id"),
