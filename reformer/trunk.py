@@ -18,6 +18,8 @@ from reformer.ops.lengthwise import map_length
 from reformer.sharding import constrain, splits_length
 
 Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
+POOLINGS = ("first", "mean")  # what stands for a whole sequence
+
 Streams = tuple[Float[Array, "batch length embed"], Float[Array, "batch length embed"]]
 
 
@@ -186,6 +188,24 @@ class Trunk(nn.Module):
         if look is None:
             return self.run(inputs, mask, rotations)[0], ()
         return self.observe(inputs, look, mask=mask, rotations=rotations)
+
+    def pool(
+        self, streams: Streams, mask: Bool[Array, "batch length"] | None, pooling: str
+    ) -> Float[Array, "batch hidden"]:
+        """LayerNorm of both streams side by side, of the 'first' token or the 'mean' of all that are real.
+
+        Args:
+          streams: after the last layer.
+          mask: as in `run`.
+          pooling: one of `POOLINGS`.
+        """
+        if pooling == "first":
+            return self.norm(jnp.concatenate([x[:, 0] for x in streams], axis=-1))
+        hidden = self.norm(jnp.concatenate(streams, axis=-1))
+        if mask is None:
+            return jnp.mean(hidden, axis=1)
+        counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        return jnp.sum(jnp.where(mask[..., None], hidden, 0), axis=1) / counts
 
 
 def draw_rotations(
