@@ -4,7 +4,7 @@ Command:  python train.py --config=configs/vit.py:digits --workdir=runs/digits
           python train.py --config=configs/vit.py:patch4 --workdir=runs/patch4 --config.data.path=PATH
           (PATH is a folder with one sub-folder of 64x64 images for each label, or an .npz with labels; then also
           --config.task.num_labels=N, which is 200 here)
-          python benchmarks/vision.py --path PATH trains and measures all of them beside each other
+          python benchmarks/vision.py --config.data.path=PATH trains and measures all of them beside each other
 Hardware: two busy cores of a shared AMD EPYC (JAX 0.10.2)
 Time:     TODO
 Result:   TODO

@@ -15,9 +15,7 @@ from reformer.layers.stack import Observer
 from reformer.model import Evaluated, TokenModel
 from reformer.ops.dropout import dropout, fold, rows
 from reformer.ops.losses import cross_entropy
-from reformer.trunk import Rotations, Streams, Trunk, merge_streams
-
-POOLINGS = ("first", "mean")
+from reformer.trunk import POOLINGS, Rotations, Streams, Trunk, merge_streams
 
 
 class ReformerEncoder(Trunk):
@@ -118,7 +116,7 @@ class SequenceClassifier(Trunk):
           ValueError: as in `ReformerEncoder`.
         """
         streams, seed = self.run(tokens, mask, rotations, deterministic)
-        nats, _, weight = _sums(self._logits(streams, mask, seed), targets, weights)
+        nats, _, weight = label_sums(self._logits(streams, mask, seed), targets, weights)
         return nats, weight
 
     def score(
@@ -133,26 +131,17 @@ class SequenceClassifier(Trunk):
     ) -> Evaluated:
         """The loss without dropout, and how many labels are right; `look` as in `TokenModel.score`."""
         streams, seen = self.run_and_look(tokens, mask, rotations, look)
-        sums = _sums(self._logits(streams, mask, None), targets, weights)
+        sums = label_sums(self._logits(streams, mask, None), targets, weights)
         return Evaluated(*sums, others={}, seen=seen)
 
     def _logits(self, streams: Streams, mask, seed):
-        pooled = self._pool(streams, mask)
+        pooled = self.pool(streams, mask, self.pooling)
         if seed is not None:
             pooled = _dropout(self.config, pooled, fold(seed, 0))
         hidden = jnp.tanh(self.head_hidden(pooled))
         if seed is not None:
             hidden = _dropout(self.config, hidden, fold(seed, 1))
         return _wide(self.head(hidden))
-
-    def _pool(self, streams: Streams, mask) -> Float[Array, "batch hidden"]:
-        if self.pooling == "first":
-            return self.norm(merge_streams(self.config, (streams[0][:, 0], streams[1][:, 0])))
-        hidden = self.norm(merge_streams(self.config, streams))
-        if mask is None:
-            return jnp.mean(hidden, axis=1)
-        counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-        return jnp.sum(jnp.where(mask[..., None], hidden, 0), axis=1) / counts
 
 
 class QuestionAnswerer(Trunk):
@@ -211,7 +200,7 @@ class QuestionAnswerer(Trunk):
         """
         streams, seed = self.run(tokens, mask, rotations, deterministic)
         logits, weights = self._real_logits(streams, mask, seed), _span_weights(targets, weights, tokens, mask)
-        nats, _, weight = _sums(logits, targets, weights)
+        nats, _, weight = label_sums(logits, targets, weights)
         return nats, weight
 
     def score(
@@ -230,7 +219,7 @@ class QuestionAnswerer(Trunk):
         weight_of_both = jnp.min(weights, axis=1)
         are_right = jnp.all(jnp.argmax(logits, axis=-1) == targets, axis=1)
         others = {"exact": (jnp.sum(weight_of_both * are_right), jnp.sum(weight_of_both))}
-        return Evaluated(*_sums(logits, targets, weights), others=others, seen=seen)
+        return Evaluated(*label_sums(logits, targets, weights), others=others, seen=seen)
 
     def _logits(self, streams: Streams, seed) -> Float[Array, "batch 2 length"]:
         hidden = self.norm(merge_streams(self.config, streams))
@@ -272,7 +261,7 @@ def _dropout(config, x: Float[Array, "batch features"], seed):
     return dropout(x, config.dropout_rate, seed, jnp.arange(len(x)))
 
 
-def _sums(
+def label_sums(
     logits: jax.Array, targets: jax.Array, weights: jax.Array | None
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Sums of weighted nats, of the weights of right targets, and of weights, for logits [*targets, outcomes]."""

@@ -7,17 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reformer.config import ReformerConfig
+from reformer.heads import label_sums
 from reformer.layers.linear import dense
 from reformer.layers.patches import PatchEmbeddings
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated
 from reformer.ops.dropout import dropout
-from reformer.ops.losses import cross_entropy
 from reformer.ops.patches import ORDERS, Grid, cut, visiting_order
 from reformer.sharding import constrain
-from reformer.trunk import Rotations, Streams, Trunk, merge_streams
-
-POOLINGS = ("mean", "first")
+from reformer.trunk import POOLINGS, Rotations, Streams, Trunk
 
 Images = Num[Array, "batch height width 3"]  # uint8, or floats from -1 to 1
 
@@ -116,8 +114,8 @@ class ReformerViT(Trunk):
           ValueError: as in `__call__`.
         """
         logits = self(images, mask=mask, rotations=rotations, deterministic=deterministic)
-        weights = _weights(weights, logits)
-        return jnp.sum(_nats(logits, targets) * weights), jnp.sum(weights)
+        nats, _, weight = label_sums(logits, targets, weights)
+        return nats, weight
 
     def score(
         self,
@@ -143,16 +141,12 @@ class ReformerViT(Trunk):
           ValueError: as in `__call__`.
         """
         patches, mask = self._sequence(images, mask)
-        seen: tuple = ()
-        if look is None:
-            streams, _ = self.run(patches, mask, rotations)
-        else:
-            streams, seen = self.observe(patches, look, mask=mask, rotations=rotations)
+        streams, seen = self.run_and_look(patches, mask, rotations, look)
         logits = self._logits(streams, mask, None)
-        weights = _weights(weights, logits)
-        weight, rank = jnp.sum(weights), _rank(logits, targets)
-        sums = [jnp.sum(weights * x) for x in (_nats(logits, targets), rank == 0, rank < 5)]
-        return Evaluated(sums[0], sums[1], weight, {"top_5_accuracy": (sums[2], weight)}, seen)
+        nats, right, weight = label_sums(logits, targets, weights)
+        is_near = _rank(logits, targets) < 5
+        near = jnp.sum(is_near if weights is None else is_near * weights)
+        return Evaluated(nats, right, weight, {"top_5_accuracy": (near.astype(weight.dtype), weight)}, seen)
 
     @property
     def _grid(self) -> Grid:
@@ -179,10 +173,7 @@ class ReformerViT(Trunk):
 
     def _logits(self, streams: Streams, mask, seed) -> Float[Array, "batch labels"]:
         """LayerNorm of the two streams side by side, pooling, dropout, and the head."""
-        if self._has_class_token:
-            pooled = self.norm(merge_streams(self.config, (streams[0][:, 0], streams[1][:, 0])))
-        else:
-            pooled = _mean(self.norm(merge_streams(self.config, streams)), mask)
+        pooled = self.pool(streams, mask, self.pooling)
         if seed is not None:
             pooled = dropout(pooled, self.config.dropout_rate, seed, jnp.arange(pooled.shape[0]))
         logits = constrain(self.head(pooled), "act_batch", "act_vocab")
@@ -215,22 +206,6 @@ def problems(config: ReformerConfig, image_size: int, patch_size: int, pooling: 
             f"axial_shape={config.resolved_axial_shape} must be {shape}, the rows and columns of patches{token}. Set "
             "axial_shape, or position_embedding='learned'."
         )
-
-
-def _mean(x: Float[Array, "batch length features"], mask) -> Float[Array, "batch features"]:
-    """The mean over the length, of what is real."""
-    if mask is None:
-        return jnp.mean(x, axis=1)
-    total = jnp.sum(jnp.where(mask[:, :, None], x, 0), axis=1)
-    return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1).astype(x.dtype)
-
-
-def _weights(weights, logits):
-    return jnp.ones(logits.shape[0], logits.dtype) if weights is None else weights
-
-
-def _nats(logits: Float[Array, "batch labels"], targets: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    return cross_entropy(logits[:, None], targets[:, None])[:, 0]
 
 
 def _rank(logits: Float[Array, "batch labels"], targets: Int[Array, " batch"]) -> Int[Array, " batch"]:

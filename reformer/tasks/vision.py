@@ -9,17 +9,16 @@ from reformer import vision
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.source import Source
+from reformer.tasks.language import problems_of_data
 from reformer.tasks.registry import Group
 
-KIND = "labelled_images"  # of data, see `load.kind`
+KINDS = ("labelled_images",)
 
 
 def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
     """As `registry` has it."""
     task, data = config.task, config.data
-    if load.kind(data.name) != KIND:
-        names = ", ".join(name for name in load.MODULES if load.kind(name) == KIND)
-        yield f"config.data.name={data.name!r} is nothing for config.task.name='vision'. Choose from {names}."
+    yield from problems_of_data(config, model, _num_values(task), KINDS)
     for problem in vision.problems(model, *_geometry(task)):
         yield f"config: {problem}"
     if length != model.max_length:
@@ -42,9 +41,14 @@ def make_model(task: Group, model: ReformerConfig) -> nn.Module:
 def load_data(config: Any, length: int) -> Source:
     """As `registry` has it."""
     del length  # in patches, of which the data know nothing
-    data: Any = load.load(config.data, 3 * config.task.image_size**2)
+    data: Any = load.load(config.data, _num_values(config.task))
     data.check_labels(config.task.num_labels)
     return data
+
+
+def _num_values(task: Group) -> int:
+    """What the data know as the length of an image."""
+    return 3 * task["image_size"] ** 2
 
 
 def _geometry(task: Group) -> tuple:

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from reformer import sharding
 from reformer.config import ReformerConfig, is_integer, is_number
 from reformer.data import load
-from reformer.heads import POOLINGS
 from reformer.layers.attention import num_buckets, padded_length
+from reformer.ops.patches import ORDERS
 from reformer.tasks import registry
+from reformer.trunk import POOLINGS
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
@@ -41,7 +42,7 @@ FIELD_RULES = (
     (*_is_one_of(load.MODULES), ["data.name"]),
     (*_is_one_of(registry.NAMES), ["task.name"]),
     (*_is_one_of(POOLINGS), ["task.pooling"]),
-    (*_is_one_of(("rows", "hilbert")), ["task.patch_order"]),
+    (*_is_one_of(ORDERS), ["task.patch_order"]),
     (
         "True or False",
         lambda value: isinstance(value, bool),

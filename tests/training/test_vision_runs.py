@@ -97,7 +97,7 @@ def test_it_learns_the_digits(tmp_path):
         ("model.causal", True, r"config: causal=True hides from each patch"),
         ("model.max_length", 17, r"config: max_length=17 must be 16: images of 8x8 in patches of 2x2 are 4x4 = 16"),
         ("task.pooling", "first", r"config: max_length=16 must be 17: .*and the class token"),
-        ("task.pooling", "max", r"config\.task\.pooling='max' must be one of mean, first"),
+        ("task.pooling", "max", r"config\.task\.pooling='max' must be one of first, mean"),
         ("task.patch_order", "snake", r"config\.task\.patch_order='snake' must be one of rows, hilbert"),
         ("task.patch_size", 3, r"config: image_size=8 is not a multiple of patch_size=3"),
         ("model.axial_shape", (2, 8), r"config: axial_shape=\(2, 8\) must be \(4, 4\)"),
