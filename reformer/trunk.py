@@ -244,7 +244,10 @@ def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) 
         )
 
     def pool(
-        self, streams: Streams, mask: Bool[Array, "batch length"] | None, pooling: str
+        self,
+        streams: Streams,
+        mask: Bool[Array, "batch length"] | None,
+        pooling: str,
     ) -> Float[Array, "batch hidden"]:
         """LayerNorm of both streams, of the 'first' token or the 'mean' of all that are real.
 
