@@ -219,6 +219,27 @@ class Trunk(nn.Module):
             return self.run(inputs, mask, rotations, encoded=encoded)[0], ()
         return self.observe(inputs, look, mask=mask, rotations=rotations, encoded=encoded)
 
+    def pool(
+        self,
+        streams: Streams,
+        mask: Bool[Array, "batch length"] | None,
+        pooling: str,
+    ) -> Float[Array, "batch hidden"]:
+        """LayerNorm of both streams, of the 'first' token or the 'mean' of all that are real.
+
+        Args:
+          streams: after the last layer.
+          mask: as in `run`.
+          pooling: one of `POOLINGS`.
+        """
+        if pooling == "first":
+            return self.norm(merge_streams(self.config, (streams[0][:, 0], streams[1][:, 0])))
+        hidden = self.norm(merge_streams(self.config, streams))
+        if mask is None:
+            return jnp.mean(hidden, axis=1)
+        counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        return jnp.sum(jnp.where(mask[..., None], hidden, 0), axis=1) / counts
+
 
 def merge_streams(
     config: ReformerConfig, streams: tuple[Float[Array, "*rows embed"], Float[Array, "*rows embed"]]
@@ -242,27 +263,6 @@ def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) 
             f"encoded.hidden of shape {encoded.hidden.shape} must be [batch={batch}, source, {config.output_dim}]: "
             "embed_dim and merge_streams of the encoder must be those of the decoder."
         )
-
-    def pool(
-        self,
-        streams: Streams,
-        mask: Bool[Array, "batch length"] | None,
-        pooling: str,
-    ) -> Float[Array, "batch hidden"]:
-        """LayerNorm of both streams, of the 'first' token or the 'mean' of all that are real.
-
-        Args:
-          streams: after the last layer.
-          mask: as in `run`.
-          pooling: one of `POOLINGS`.
-        """
-        if pooling == "first":
-            return self.norm(merge_streams(self.config, (streams[0][:, 0], streams[1][:, 0])))
-        hidden = self.norm(merge_streams(self.config, streams))
-        if mask is None:
-            return jnp.mean(hidden, axis=1)
-        counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-        return jnp.sum(jnp.where(mask[..., None], hidden, 0), axis=1) / counts
 
 
 def draw_rotations(
