@@ -243,7 +243,9 @@ def test_scratch_does_not_grow_with_the_depth_of_encoder_and_decoder(optimizatio
     activation_bytes = 4 * shape["max_length"] * shape["embed_dim"]
 
     def scratch_bytes(depth):
-        config = dataclasses.replace(CONFIG, num_layers=depth, **shape)
+        config = dataclasses.replace(
+            CONFIG, attention_pattern=("local",), num_layers=depth, **shape
+        )  # least to compile
         params = shapes(config)
         ids, mask = (jax.ShapeDtypeStruct((1, config.max_length), dtype) for dtype in (jnp.int32, bool))
         batch = {"source": ids, "tokens": ids, "targets": ids, "source_mask": mask}
@@ -257,7 +259,6 @@ def test_scratch_does_not_grow_with_the_depth_of_encoder_and_decoder(optimizatio
 
 # Meshes
 
-MESHES = {"data 2": {"data": 2}, "data 2 x fsdp 2 x tensor 2": {"fsdp": 2, "tensor": 2}}
 FOR_MESHES = dataclasses.replace(FLOAT64, dropout_rate=0.1)
 
 
@@ -270,10 +271,8 @@ def _loss_and_gradients(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
-def test_many_devices_equal_one(x64, name):
-    num_devices = 2 if name == "data 2" else 8
-    found = _loss_and_gradients(sharding.make_mesh(**MESHES[name], devices=jax.devices()[:num_devices]))
+def test_many_devices_equal_one(x64):
+    found = _loss_and_gradients(sharding.make_mesh(data=2, fsdp=2, tensor=2))
     expected = _loss_and_gradients(sharding.make_mesh(devices=jax.devices()[:1]))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-10)
