@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention, memory, peer_gradients, peers, plots, record, train_step, vision
+from benchmarks import attention, electra, memory, peer_gradients, peers, plots, record, train_step, vision
 from tests.models import TINY
 
 
@@ -125,3 +125,17 @@ def test_every_device_has_pictures_of_its_own(tmp_path, monkeypatch):
             record.append("attention", measured | times | origin)
     names = [name for name, _ in plots.draw_all()]
     assert names == ["benchmark_attention_some_gpu.png", "benchmark_attention_cpu.png"]
+
+
+def test_masked_models_get_more_steps_than_electra_for_the_same_operations():
+    configs = [electra.make_config(name, "tiny", 0, 1000, []) for name in ("electra", "masked")]
+    costs = [electra.flops_per_step(config) for config in configs]
+    steps = electra.steps_of_equal_cost("masked", "tiny", 1000, [])
+    assert 1000 < steps < 2000 and steps * costs[1] == pytest.approx(1000 * costs[0], rel=1e-3)
+    assert electra.steps_of_equal_cost("electra", "tiny", 1000, []) == 1000
+    assert {config.evaluation.every_steps for config in configs} == {1000}
+
+
+def test_a_row_of_the_fine_tuning_table_has_its_mean_and_each_seed():
+    rows = [{"origin": "scratch", "pre_training": None, "test_accuracy": share} for share in (0.5, 0.625)]
+    assert electra.describe(rows) == ["scratch", "-", "-", "56.2", "50.0, 62.5"]
