@@ -129,9 +129,7 @@ def test_smoothed_labels_are_spread_over_all_ids(x64, chunk_length):
     def smoothed(params, hidden):
         return losses.chunked_cross_entropy(_logits, chunk_length, params, hidden, targets, weights, None, 0.3)
 
-    actual, expected = (
-        _mean(loss)(params, hidden) for loss in (smoothed, _smoothed_reference(targets, weights, 0.3))
-    )
+    actual, expected = (_mean(loss)(params, hidden) for loss in (smoothed, _smoothed_reference(targets, weights, 0.3)))
     references.assert_close(actual, expected, references.GRADIENT_TOLERANCE["float64"])
 
 
