@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -43,6 +43,19 @@ def append(name: str, record: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def with_training_seconds(entries: Iterable[dict], tokens_per_step: int) -> Iterator[tuple[dict, float]]:
+    """Yields the entries of `metrics.jsonl`, in order, each with the seconds of all steps until then.
+
+    They are those of the steps alone, without compiling, evaluating and saving.
+    """
+    seconds, last_step = 0.0, 0
+    for entry in entries:
+        if entry["split"] == "train" and "tokens_per_second" in entry:
+            seconds += (entry["step"] - last_step) * tokens_per_step / entry["tokens_per_second"]
+            last_step = entry["step"]
+        yield entry, seconds
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

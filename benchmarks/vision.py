@@ -79,12 +79,8 @@ def course(entries: Iterable[dict], tokens_per_step: int) -> Iterable[dict]:
       entries: of `metrics.jsonl`, in order.
       tokens_per_step: of the run.
     """
-    seconds, last_step = 0.0, 0
-    for entry in entries:
-        if entry["split"] == "train" and "tokens_per_second" in entry:
-            seconds += (entry["step"] - last_step) * tokens_per_step / entry["tokens_per_second"]
-            last_step = entry["step"]
-        elif entry["split"] == "valid":
+    for entry, seconds in record.with_training_seconds(entries, tokens_per_step):
+        if entry["split"] == "valid":
             yield {
                 "step": entry["step"],
                 "seconds": round(seconds, 1),
