@@ -72,7 +72,7 @@ def error(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_it_learns_to_translate_what_it_has_not_seen(make_config, tmp_path, capsys):
+def test_it_learns_to_translate_what_it_has_not_seen(optimizations, make_config, tmp_path, capsys):
     config = make_config()
     config.training.update(num_steps=600, batch_size=32, log_every_steps=100)
     config.evaluation.every_steps = 600
