@@ -85,7 +85,7 @@ def _parameter_table(params: Any, pattern: Sequence[str]) -> str:
         table.add_column(title, justify="right" if title in ("number", "per device") else "left", no_wrap=True)
     for group in sorted(groups, key=_place_in_model):
         everything = [leaf for leaves in groups[group].values() for leaf in leaves]
-        table.add_row(" ".join(group).strip(), _describe_layers(groups[group]), *_amounts(everything), "")
+        table.add_row(": ".join(filter(None, group)), _describe_layers(groups[group]), *_amounts(everything), "")
         for kind, leaves in groups[group].items():
             table.add_row(f"  {kind.name}", " x ".join(map(str, kind.shape)), *_amounts(leaves), kind.split)
     output = io.StringIO()
