@@ -1,4 +1,4 @@
-"""What pre-training is worth: a classifier with few labels from scratch, after masked-LM and after ELECTRA pre-training.
+"""What pre-training is worth: a classifier with few labels from scratch, after masked-LM and after ELECTRA training.
 
 The task is that of configs/classify.py. ELECTRA trains for `--num_steps`, the masked language model for as many as take
 the same operations, both on the same text without labels, with the same model, batch and schedule; then each is fine-

@@ -92,7 +92,7 @@ def test_a_classifier_begins_with_the_discriminator(config, tmp_path):
     assert {path.split("/")[0] for path in origin.copied} == {"embeddings", "stack", "norm"}
     assert {path.split("/")[0] for path in origin.new} == {"head_hidden", "head"}
     tuned.training.init_from = str(workdir)
-    with pytest.raises(ValueError, match="consists of discriminator, generator. Name a part"):
+    with pytest.raises(ValueError, match=r"consists of discriminator, generator. Name a part"):
         fine_tuning.find(tuned)
 
 
