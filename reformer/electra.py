@@ -4,6 +4,7 @@ Source: Clark, Luong, Le, Manning 2020, "ELECTRA: Pre-training Text Encoders as 
 arXiv 2003.10555, section 2 (the method), 3.2 (shared weights, smaller generators).
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,7 +65,8 @@ class ReformerElectra(nn.Module):
     @property
     def discriminator(self) -> Discriminator:
         """The model whose parameters are the second of `split`, and the sub-tree `discriminator`."""
-        return Discriminator(self.config, parent=None)
+        # Labels are smoothed over the ids of a vocabulary, not over yes and no.
+        return Discriminator(dataclasses.replace(self.config, label_smoothing=0.0), parent=None)
 
     @nn.compact
     def create(self) -> None:

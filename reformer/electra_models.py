@@ -66,7 +66,9 @@ class Generator(ReformerLM):
         """`loss` of the targets, and a draw from the softmax of the same logits at every place."""
         streams, dropout_seed = self.run(tokens, mask, None, deterministic)
         logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
-        sums = chunked_cross_entropy(logits, chunk_length, params, streams, targets, weights, dropout_seed)
+        sums = chunked_cross_entropy(
+            logits, chunk_length, params, streams, targets, weights, dropout_seed, self.config.label_smoothing
+        )
         return sums, draw_in_chunks(logits, chunk_length, params, streams, *lot, dropout_seed)
 
     def score_and_draw(self, tokens, targets, lot: Lot, *, weights, mask):

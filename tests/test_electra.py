@@ -270,3 +270,8 @@ def test_what_cannot_be_is_refused_with_a_repair(fields, message):
 def test_a_draw_needs_a_key():
     with pytest.raises(ValueError, match=r"drawn with rngs=.'hash': key"):
         PLAIN.apply({"params": params_of(PLAIN)}, **batch(), method="loss")
+
+
+def test_labels_are_smoothed_over_ids_and_not_over_yes_and_no():
+    model = ReformerElectra(dataclasses.replace(CONFIG, label_smoothing=0.1))
+    assert (model.generator.config.label_smoothing, model.discriminator.config.label_smoothing) == (0.1, 0.0)

@@ -64,6 +64,6 @@ def flops_per_token(task: Group, model: ReformerConfig, length: int) -> float:
     generator = electra_models.generator_config(model, task["generator_scale"])
     is_projected = task["share"] == "embeddings" and generator.embed_dim != model.embed_dim
     projection = 3 * 2 * model.embed_dim * generator.embed_dim if is_projected else 0
-    draw = 2 * 2 * generator.embed_dim * generator.vocab_size
+    draw = 2 * generator.output_dim * generator.vocab_size
     both = flops.flops_per_token(generator, length) + flops.flops_per_token(model, length, num_outputs=1)
     return both + projection + draw
