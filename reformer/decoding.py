@@ -105,9 +105,11 @@ def generate(
 
     Raises:
       ValueError: an empty prompt or none, an id that does not exist, tokens beyond `max_length`, a model that is not
-        causal, or numbers below 1.
+        causal or has no head for tokens, or numbers below 1.
     """
     check(config, prompts, num_tokens, sampling)
+    if "head" not in variables["params"]:
+        raise ValueError("variables['params'] has no 'head', which gives the logits of tokens. Take a ReformerLM's.")
     if tokens_at_once < 1:
         raise ValueError(f"tokens_at_once={tokens_at_once} must be at least 1.")
     return _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_once)

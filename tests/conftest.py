@@ -9,7 +9,9 @@ from importlib.metadata import version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compile time dominates on CPU. Without fusion emitters XLA compiles four times faster; jaxlib 0.11 no longer knows the
 # flag, and an unknown one aborts. Tests of compiled programs ask for the `optimizations` fixture.
-FASTER_COMPILATION = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+FASTER_COMPILATION = " --xla_cpu_parallel_codegen_split_count=1"
+if version("jaxlib").startswith("0.10."):
+    FASTER_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8" + FASTER_COMPILATION)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 

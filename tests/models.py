@@ -20,8 +20,8 @@ SMALL = ReformerConfig(
     num_hashes=2,
     lsh_chunk_length=8,
     local_chunk_length=8,
-    mlp_chunk_length=20,
-    loss_chunk_length=20,
+    mlp_chunk_length=32,
+    loss_chunk_length=32,
 )
 
 # Its operations can be counted by hand.

@@ -113,7 +113,8 @@ def small_run(text_file: Path, **fields) -> list[str]:
     defaults = {
         "data__path": text_file,
         "model__max_length": 32,
-        "model__num_layers": 2,
+        "model__num_layers": 1,
+        "model__attention_pattern": "('lsh',)",
         "model__embed_dim": 16,
         "model__mlp_dim": 32,
         "model__num_heads": 2,

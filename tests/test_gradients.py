@@ -13,7 +13,7 @@ from reformer.layers.attention_residual import attention_residual
 from tests import models
 
 DEEP = ReformerConfig(
-    max_length=512,
+    max_length=256,
     num_layers=6,
     embed_dim=64,
     mlp_dim=128,
@@ -30,13 +30,11 @@ DEEP = ReformerConfig(
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"attention_pattern": ("full", "lsh"), "share_query_key": True},
+        {"mlp_chunk_length": 20, "loss_chunk_length": 20},  # the last chunk is shorter
+        {"attention_pattern": ("full", "lsh"), "share_query_key": True, "position_embedding": "sinusoidal"},
         {"attention_pattern": ("lsh",), "lsh_within_bucket": True, "lsh_correct_duplicates": True, "num_hashes": 3},
-        {"attention_pattern": ("local", "local", "lsh", "local"), "activation": "silu", "causal": False},
-        {"semantics": "huggingface", "causal": False},
-        {"position_embedding": "learned", "mlp_chunk_length": None, "loss_chunk_length": None},
-        {"position_embedding": "sinusoidal", "num_hashes": 1},
+        {"attention_pattern": ("local",), "activation": "silu", "causal": False, "position_embedding": "learned"},
+        {"semantics": "huggingface", "causal": False, "num_hashes": 1, "mlp_chunk_length": None},
     ],
 )
 def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64, changes):
@@ -46,13 +44,13 @@ def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64, changes)
 
 @pytest.mark.slow
 def test_float32_gradients_survive_rebuilt_activations_with_gelu():
-    assert models.worst_gradient_error(DEEP, num_keys=10) < 3e-5
+    assert models.worst_gradient_error(DEEP, num_keys=5) < 3e-5
 
 
 @pytest.mark.slow
 def test_float32_gradients_survive_rebuilt_activations_with_relu():
     # A hidden unit near zero may change sign on a rebuilt input.
-    assert models.worst_gradient_error(dataclasses.replace(DEEP, activation="relu"), num_keys=10) < 1e-3
+    assert models.worst_gradient_error(dataclasses.replace(DEEP, activation="relu"), num_keys=5) < 1e-3
 
 
 @pytest.mark.slow

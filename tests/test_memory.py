@@ -40,10 +40,9 @@ def compile_step(config):
 @pytest.mark.slow
 def test_scratch_and_compiled_program_do_not_grow_with_the_depth(optimizations):
     bytes_4, lines_4 = compile_step(CONFIG)
-    for depth in (12, 48):
-        found, lines = compile_step(dataclasses.replace(CONFIG, num_layers=depth))
-        assert found - bytes_4 < 0.5 * ACTIVATION_BYTES
-        assert lines <= 1.02 * lines_4
+    bytes_48, lines_48 = compile_step(dataclasses.replace(CONFIG, num_layers=48))
+    assert bytes_48 - bytes_4 < 0.5 * ACTIVATION_BYTES
+    assert lines_48 <= 1.02 * lines_4
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ MESHES = {
     "length 4 x data 2": {"tensor": 4, "split_length": True},
     "length 2 x fsdp 4": {"tensor": 2, "fsdp": 4, "split_length": True},
 }
-QUICK = ("fsdp 2 x tensor 2 x data 2", "length 2 x fsdp 4")
 
 
 def loss_and_gradients(mesh, config=CONFIG):
@@ -56,10 +55,8 @@ def expected():
         return loss_and_gradients(one_device())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MESHES],
-)
+# training/test_devices.py trains on the others.
+@pytest.mark.parametrize("name", ["fsdp 2 x tensor 2 x data 2", "length 4 x data 2", "length 2 x fsdp 4"])
 def test_eight_devices_equal_one(x64, expected, name):
     assert_equal(loss_and_gradients(sharding.make_mesh(**MESHES[name])), expected)
 

@@ -137,6 +137,8 @@ def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, ou
         carry, result = fn(carry, x)
         return carry, _map_parts(lambda to, new: new if to is None else to + new, onto, result)
 
+    fn = jax.jit(fn, inline=True)  # Python runs it once for the shapes of the result and the loop
+
     def slice_chunk(start, length):
         return jax.tree.map(lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, start, length, axis), x, in_axes)
 

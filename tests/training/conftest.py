@@ -12,11 +12,12 @@ from configs import base
 
 
 def small_config(text_file: Path) -> ConfigDict:
-    """A Reformer of 2 layers and width 16 on windows of 32 bytes; dropout on."""
+    """A Reformer of one layer with LSH and width 16 on windows of 32 bytes; dropout on."""
     config = base.get_config()
     config.model.update(
         max_length=32,
-        num_layers=2,
+        num_layers=1,
+        attention_pattern=("lsh",),
         embed_dim=16,
         mlp_dim=32,
         num_heads=2,

@@ -13,8 +13,9 @@ from tests.test_sharding import MESHES
 
 
 def wide_config(config):
-    """Four heads; float64, in which no bucket flips by rounding."""
-    config.model.update(num_heads=4, head_dim=4, dtype="float64", param_dtype="float64")
+    """Local and LSH attention with four heads; float64, in which no bucket flips by rounding."""
+    config.model.update(num_layers=2, attention_pattern=("local", "lsh"), num_heads=4, head_dim=4)
+    config.model.update(dtype="float64", param_dtype="float64")
     config.training.num_steps = 20
     return config
 
@@ -59,7 +60,7 @@ def bytes_of_a_device(tree):
 # Embeddings and head, a third of these parameters, are split over fsdp alone.
 @pytest.mark.parametrize(("sizes", "most"), [({"fsdp": 8}, 0.2), ({"fsdp": 2, "tensor": 4}, 0.3), ({}, 1.0)])
 def test_a_device_holds_its_part_of_parameters_and_optimizer_state(config, name, sizes, most):
-    config.model.update(num_heads=4, embed_dim=64, mlp_dim=256, head_dim=16)
+    config.model.update(num_layers=2, num_heads=4, embed_dim=64, mlp_dim=256, head_dim=16)
     config.optimizer.name = name
     mesh = sharding.make_mesh(**sizes)
     with jax.set_mesh(mesh):

@@ -61,7 +61,7 @@ def test_scores_do_not_depend_on_the_batch_size(config):
 def workdir(make_config, tmp_path_factory):
     """A finished run of local layers that share queries and keys, and LSH layers."""
     config = make_config()
-    config.model.share_query_key = True
+    config.model.update(num_layers=2, attention_pattern=("local", "lsh"), share_query_key=True)
     config.training.num_steps = 2
     directory = tmp_path_factory.mktemp("run") / "workdir"
     loop.train(loop.prepare(config, str(directory)))

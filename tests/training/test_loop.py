@@ -1,16 +1,12 @@
 """A run: it resumes exactly, stops when the loss is broken, and never touches what is not its own."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from reformer.training import checkpoint, loop, settings
-from tests.training.runs import ROOT, assert_same_run, records, run
+from tests.processes import Processes, small_run
+from tests.training.runs import assert_same_run, records, run
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +22,7 @@ def test_a_run_records_every_step_once_and_every_evaluation(unbroken):
     assert steps == {"train": [1, 2, 3, 4, 5, 6], "valid": [4, 6], "lsh": [4, 6]}
     assert result["split"] == "valid" and result["step"] == 6
     buckets = [r for r in records(workdir) if r["split"] == "lsh"][-1]
-    assert buckets["num_buckets"] == 8 and 1 / 8 < buckets["layer_1_largest_share"] < 1
+    assert buckets["num_buckets"] == 8 and 1 / 8 < buckets["layer_0_largest_share"] < 1
     assert result["bits_per_byte"] == [r for r in records(workdir) if r["split"] == "valid"][-1]["bits_per_byte"]
     assert result["hash_spread"]["lowest"] <= result["bits_per_byte"] <= result["hash_spread"]["highest"]
 
@@ -111,30 +107,23 @@ def test_a_broken_loss_stops_the_run_and_is_never_saved(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_continues_as_if_it_had_not_been(text_file, tmp_path):
-    arguments = [
-        f"--config={ROOT}/configs/text.py:tiny",
-        f"--config.data.path={text_file}",
-        "--config.model.embed_dim=32",
-        "--config.model.max_length=64",
-        "--config.training.num_steps=400",
-        "--config.training.log_every_steps=1",
-        "--config.evaluation.every_steps=200",
-        "--config.checkpoint.every_steps=7",
-    ]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    subprocess.run([*command, f"--workdir={tmp_path}/unbroken"], env=environment, check=True, capture_output=True)
-    process = subprocess.Popen([*command, f"--workdir={tmp_path}/killed"], env=environment, stdout=subprocess.DEVNULL)
-    journal = tmp_path / "killed" / "metrics.jsonl"
-    while not journal.exists() or journal.read_text().count("\n") < 50:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(records(tmp_path / "killed")) < 390
-    result = subprocess.run([*command, f"--workdir={tmp_path}/killed"], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "continuing after step" in result.stdout
-    assert json.loads(result.stdout.splitlines()[-1])["step"] == 400
+    flags = small_run(text_file, training__num_steps=70, evaluation__every_steps=35, checkpoint__every_steps=7)
+
+    def start(name, number):
+        workdir = f"--workdir={tmp_path / name}"
+        return Processes(tmp_path / f"{name}_{number}", *flags, workdir, num_processes=1, num_devices=1)
+
+    with start("unbroken", 0) as processes:
+        assert processes.wait()[0].code == 0
+    with start("killed", 0) as processes:
+        processes.wait_until(lambda: len(list((tmp_path / "killed" / "checkpoints").glob("[0-9]?"))) > 1)
+        processes.signal(0)
+        processes.wait()
+    assert len(records(tmp_path / "killed")) < 60
+    with start("killed", 1) as processes:
+        (ended,) = processes.wait()
+    assert ended.code == 0, ended.err
+    assert "continuing after step" in ended.out
+    assert json.loads(ended.out.splitlines()[-1])["step"] == 70
     assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
     assert (tmp_path / "killed" / "curves.png").stat().st_size > 1000

@@ -109,6 +109,7 @@ def refuse(make_config, tmp_path_factory):
 
     def refuse(changes, misspelt=None):
         config = make_config()
+        config.model.update(num_layers=2, attention_pattern=("local", "lsh"))
         with config.unlocked(), config.ignore_type():
             for name, value in changes.items():
                 group, _, field = name.rpartition(".")

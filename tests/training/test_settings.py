@@ -22,7 +22,7 @@ from reformer.training import settings
         ("training.accumulation_steps", 3, r"batch_size=8 is not a multiple of config.training.accumulation_steps=3"),
         ("checkpoint.keep_every_steps", 0, r"config.checkpoint.keep_every_steps=0 must be None or a positive integer"),
         ("checkpoint.keep_every_steps", 3, r"keep_every_steps=3 is not a multiple of config.checkpoint.every_steps=2"),
-        ("model.num_layers", 3, r"config.model: num_layers=3 is not a multiple of the 2 layers"),
+        ("model.attention_pattern", ("local", "lsh"), r"config.model: num_layers=1 is not a multiple of the 2 layers"),
         ("model.attention_pattern", ("lsh,local",), r"quote each name"),
         ("model.vocab_size", 256, r"config.model.vocab_size=256 is too small: .* need 259"),
         ("model.causal", False, r"config.model.causal=False would show the model what it predicts"),

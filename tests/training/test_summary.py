@@ -13,6 +13,7 @@ from reformer.training import loop, summary
 def known(make_config, tmp_path_factory):
     """The summary of the small run on data 2, fsdp 2, tensor 2, and the shapes of its state."""
     config = make_config()
+    config.model.update(num_layers=2, attention_pattern=("local", "lsh"))
     config.sharding.update(fsdp=2, tensor=2)
     run = loop.prepare(config, str(tmp_path_factory.mktemp("dry") / "run"))
     result = loop.dry_run(run)
