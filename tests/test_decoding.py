@@ -40,7 +40,6 @@ def variables(config):
     return {"params": params | {"head": params["head"] | {"kernel": 4 * params["head"]["kernel"]}}}
 
 
-@functools.cache
 def rotations(config):
     return decoding.draw_rotations(config, jax.random.key(1))
 
@@ -130,17 +129,19 @@ def test_logits_of_a_batch_equal_those_of_its_rows_alone():
 @pytest.mark.usefixtures("optimizations")
 def test_a_step_of_local_and_lsh_layers_copies_no_cache():
     config = make(max_length=2**14, position_embedding="sinusoidal", num_buckets=(8, 16))
-    of_model, of_layers, lengths = variables(config), rotations(config), jnp.ones(1, jnp.int32)
+    lengths = jnp.ones(1, jnp.int32)
+    of_model = jax.eval_shape(ReformerLM(config).init, jax.random.key(0), lengths[:, None])
+    of_layers = jax.eval_shape(lambda: rotations(config))
 
-    def prefill(variables):
-        return decoding.prefill(config, variables, lengths[:, None], lengths, of_layers, capacity=2**14)
+    def prefill(variables, rotations):
+        return decoding.prefill(config, variables, lengths[:, None], lengths, rotations, capacity=2**14)
 
-    state = jax.eval_shape(prefill, of_model)
+    state = jax.eval_shape(prefill, of_model, of_layers)
     step = jax.jit(lambda *args: decoding.advance(config, *args), donate_argnums=2)
     compiled = step.lower(of_model, of_layers, state, lengths).compile().memory_analysis()
     one_layer = 4 * state.caches[1].key.size / config.num_blocks
     assert compiled.temp_size_in_bytes < 0.1 * one_layer
-    assert compiled.alias_size_in_bytes > 4 * one_layer  # the caches of keys and values are updated in place
+    assert compiled.alias_size_in_bytes > 2 * one_layer  # the caches of keys and values are updated in place
 
 
 def prompts(*lengths):
