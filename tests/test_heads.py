@@ -202,7 +202,8 @@ def test_eight_devices_that_split_the_length_compute_what_one_does(name):
             return jax.jit(jax.value_and_grad(loss))(params, placed)
 
     with jax.enable_x64(True):
-        one, eight = run(sharding.make_mesh(devices=jax.devices()[:1])), run(sharding.make_mesh(2, 2, 2, split_length=True))
+        meshes = sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(2, 2, 2, split_length=True)
+        one, eight = map(run, meshes)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-10), eight, one)
 
 
