@@ -11,7 +11,6 @@ import pytest
 from reformer import ReformerConfig, sharding
 from reformer.electra import ReformerElectra
 from reformer.electra_models import generator_config
-from tests import models
 
 CONFIG = ReformerConfig(
     vocab_size=20,
@@ -31,7 +30,7 @@ MASK_ID = 19
 KEY = jax.random.key(7)
 
 
-def batch(num_examples=4, length=24):
+def batch(num_examples=16, length=24):
     """Rows with about a quarter of the tokens hidden, the first one always; half of the second is padding."""
     rng = np.random.default_rng(0)
     targets = rng.integers(0, MASK_ID, (num_examples, length)).astype(np.int32)
@@ -64,12 +63,13 @@ def compiled(model, method):
 
 
 # Without LSH, whose rotations no reference could draw alike.
-PLAIN = ReformerElectra(dataclasses.replace(CONFIG, attention_pattern=("full",)))
+PLAIN = ReformerElectra(dataclasses.replace(CONFIG, attention_pattern=("full",), max_length=40))
 
 
 def reference_loss(model, params, rows, corrupted):
-    """The issue's formula in one piece, from the logits of two ordinary models."""
+    """The issue's formula in one piece, from the logits of two ordinary models without reversibility."""
     generator, discriminator = model.split(params)
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, reversible=False))
     mask = rows["mask"]
     logits = model.generator.apply({"params": generator}, rows["tokens"], mask=mask)
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), rows["targets"][..., None], axis=-1)[..., 0]
@@ -83,21 +83,39 @@ def reference_loss(model, params, rows, corrupted):
     return jnp.sum(jnp.sum(mask, axis=1) * (of_each[0] + model.discriminator_weight * of_each[1]))
 
 
-@pytest.mark.parametrize(
-    "share", ["embeddings", *(pytest.param(share, marks=pytest.mark.slow) for share in ("none", "all"))]
-)
-def test_loss_and_gradient_equal_the_formula_in_one_piece(x64, share):
+def wide(share):
+    """A model in float64, of which the formula tells values and gradients."""
     config = dataclasses.replace(PLAIN.config, dtype="float64", param_dtype="float64")
-    model = ReformerElectra(config, share=share, generator_scale=1.0 if share == "all" else 0.5)
-    rows, params = batch(), params_of(model)
+    return ReformerElectra(config, share=share, generator_scale=1.0 if share == "all" else 0.5)
+
+
+@pytest.mark.slow
+def test_loss_and_gradient_equal_the_formula_in_one_piece(x64):
+    # In the formula the drawn tokens are given: the discriminator teaches the generator nothing but embeddings.
+    model, rows = wide("embeddings"), batch()
+    params = params_of(model)
     corrupted, _ = compiled(model, "replace")(params, rows)
     (nats, weight), gradient = jax.jit(jax.value_and_grad(loss_of(model, rows), has_aux=True))(params)
     expected, of_formula = jax.jit(jax.value_and_grad(lambda p: reference_loss(model, p, rows, corrupted)))(params)
     np.testing.assert_allclose(nats, expected, rtol=1e-10)
     assert weight == rows["mask"].sum()
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-8), gradient, of_formula)
-    score = compiled(model, "score")(params, rows)
-    np.testing.assert_allclose((score.nats, score.weight), (expected, weight), rtol=1e-10)
+
+
+@pytest.mark.parametrize("share", ["none", "all"])
+def test_the_score_is_the_formula_whatever_is_shared(x64, share):
+    model, rows = wide(share), batch()
+
+    @jax.jit
+    def run(params):
+        rngs = {"hash": KEY}
+        score, (corrupted, _) = (
+            model.apply({"params": params}, **rows, method=m, rngs=rngs) for m in ("score", "replace")
+        )
+        return score.nats, score.weight, reference_loss(model, params, rows, corrupted)
+
+    nats, weight, expected = run(params_of(model))
+    np.testing.assert_allclose((nats, weight), (expected, rows["mask"].sum()), rtol=1e-10)
 
 
 def gradient_of(model):
@@ -116,19 +134,8 @@ def small():
     return model, params_of(model), gradient_of(model)
 
 
-def test_the_discriminator_teaches_the_generator_nothing_but_embeddings(small):
-    model, params, gradient = small
-    light = dataclasses.replace(model, discriminator_weight=1.0)
-    one, other = (of(params, batch(), KEY)[1] for of in (gradient_of(light), gradient))
-    jax.tree.map(np.testing.assert_array_equal, one["generator"], other["generator"])
-    ratio = other["discriminator"]["head"]["kernel"] / one["discriminator"]["head"]["kernel"]
-    np.testing.assert_allclose(ratio, 50, rtol=1e-3)
-    tokens = [np.asarray(g["discriminator"]["embeddings"]["token"]) for g in (one, other)]
-    assert np.any(tokens[0]) and not np.allclose(50 * tokens[0], tokens[1], rtol=0.01)  # the generator's part is in it
-
-
 def test_draws_stand_in_hidden_places_only_and_count_as_replaced_if_they_are_wrong():
-    rows = batch(16)
+    rows = batch()
     tokens, labels = compiled(PLAIN, "replace")(params_of(PLAIN), rows)
     hidden = np.asarray(rows["weights"]) > 0
     np.testing.assert_array_equal(np.where(hidden, 0, tokens), np.where(hidden, 0, rows["targets"]))
@@ -136,22 +143,12 @@ def test_draws_stand_in_hidden_places_only_and_count_as_replaced_if_they_are_wro
     assert 0 < labels.sum() < hidden.sum()  # one in 20 is right by chance
 
 
-def test_a_row_is_worth_the_same_in_any_batch(small):
-    model, params, _ = small
-    rows = batch()
-    score = compiled(model, "score")
-    one = score(params, rows)
-    halves = [score(params, jax.tree.map(lambda x, i=i: x[i::2], rows)) for i in (0, 1)]
-    both = jax.tree.map(jnp.add, *halves)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), one, both)
-
-
-def test_padding_behind_an_example_changes_nothing():
-    model = dataclasses.replace(PLAIN, config=dataclasses.replace(PLAIN.config, max_length=40))
-    rows, params = batch(2), params_of(model)
+def test_a_row_is_worth_the_same_in_any_batch_and_with_more_padding_behind_it():
+    rows, params, score = batch(), params_of(PLAIN), compiled(PLAIN, "score")
+    one = score(params, rows)[:3]
     longer = {name: jnp.pad(x, ((0, 0), (0, 11))) for name, x in rows.items()}
-    found, again = (compiled(model, "score")(params, x)[:3] for x in (rows, longer))
-    np.testing.assert_allclose(found, again, rtol=1e-5)
+    halves = [score(params, jax.tree.map(lambda x, i=i: x[i::2], longer))[:3] for i in (0, 1)]
+    np.testing.assert_allclose(np.sum(halves, axis=0), one, rtol=1e-5)
 
 
 def test_the_same_key_draws_the_same_and_another_other_tokens(small):
@@ -162,12 +159,12 @@ def test_the_same_key_draws_the_same_and_another_other_tokens(small):
 
 def test_examples_without_targets_or_tokens_weigh_what_they_have(small):
     _, params, gradient = small
-    rows = batch() | {"weights": jnp.zeros((4, 24)), "mask": jnp.zeros((4, 24), bool).at[0].set(True)}
+    rows = batch() | {"weights": jnp.zeros((16, 24)), "mask": jnp.zeros((16, 24), bool).at[0].set(True)}
     (nats, weight), of_params = gradient(params, rows, KEY)
     assert weight == 24 and np.isfinite(nats)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(of_params))
     assert not np.any(of_params["generator"]["head"]["kernel"])
-    (nats, weight), _ = gradient(params, rows | {"mask": jnp.zeros((4, 24), bool)}, KEY)
+    (nats, weight), _ = gradient(params, rows | {"mask": jnp.zeros((16, 24), bool)}, KEY)
     assert (nats, weight) == (0, 0)
 
 
@@ -232,7 +229,7 @@ def assert_equal_on(meshes, model):
 
 @pytest.mark.slow
 def test_eight_devices_that_split_the_length_equal_one(x64):
-    config = dataclasses.replace(CONFIG, dropout_rate=0.1, dtype="float64", param_dtype="float64")
+    config = dataclasses.replace(wide("embeddings").config, max_length=24, dropout_rate=0.1)
     meshes = sharding.make_mesh(2, 2, 2, split_length=True), sharding.make_mesh(devices=jax.devices()[:1])
     assert_equal_on(meshes, ReformerElectra(config, generator_scale=0.5))
 
@@ -243,13 +240,6 @@ def test_every_parameter_has_axes_and_the_projection_is_split_where_embeddings_a
     places = sharding.parameter_shardings(shapes, sharding.make_mesh(2, 2, 2))
     assert places["generator"]["projection"]["kernel"].shard_shape((16, 8)) == (8, 8)
     assert places["discriminator"]["embeddings"]["token"].shard_shape((20, 16)) == (20, 8)
-
-
-def test_reversible_gradients_equal_ordinary_ones(small):
-    model, params, gradient = small
-    ordinary = dataclasses.replace(model, config=dataclasses.replace(model.config, reversible=False))
-    one, other = (of(params, batch(), KEY)[1] for of in (gradient, gradient_of(ordinary)))
-    assert models.relative_error(one, other) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -134,55 +134,53 @@ def test_the_logits_equal_an_encoder_and_a_decoder_written_out(x64, changes):
     with jax.numpy_rank_promotion("allow"):
         expected = _written_out(config, init(config), batch)
     options = {name: batch[name] for name in ("source_mask", "mask")}
-    model = ReformerEncoderDecoder(config)
-    actual = model.apply({"params": init(config)}, batch["source"], batch["tokens"], **options)
+    apply = jax.jit(ReformerEncoderDecoder(config).apply)
+    actual = apply({"params": init(config)}, batch["source"], batch["tokens"], **options)
     real = np.asarray(batch["mask"])
     references.assert_close(actual[real], expected[real], 1e-10)
 
 
-@pytest.fixture(scope="module")
-def encoded_logits():
-    """A compiled function of parameters and a batch; the rotations are always the same."""
-    model = ReformerEncoderDecoder(FLOAT64)
+@functools.cache
+def compiled_logits():
+    """A compiled function of a batch and the rotations of both stacks."""
+    model, params = ReformerEncoderDecoder(FLOAT64), init(FLOAT64)
 
-    def logits(params, batch):
-        options = {"source_mask": batch["source_mask"], "mask": batch["mask"], "rngs": {"hash": jax.random.key(0)}}
+    def logits(batch, rotations):
+        options = {"source_mask": batch["source_mask"], "mask": batch["mask"], "rotations": rotations}
         return model.apply({"params": params}, batch["source"], batch["tokens"], **options)
 
     return jax.jit(logits)
 
 
-def test_masked_source_tokens_change_nothing_and_real_ones_do(x64, encoded_logits):
-    batch, params = make_batch(FLOAT64), init(FLOAT64)
-    before = encoded_logits(params, batch)
+def make_rotations():
+    """Those of the encoder and of the decoder."""
+    shape = (FLOAT64.num_heads, FLOAT64.head_dim, FLOAT64.num_hashes, 2)
+    return tuple([jax.random.normal(jax.random.key(seed), shape)] for seed in (1, 2))
+
+
+def test_masked_source_tokens_change_nothing_and_real_ones_do(x64):
+    batch, rotations = make_batch(FLOAT64), make_rotations()
+    before = compiled_logits()(batch, rotations)
     for position, is_read in ((REAL_SOURCE[1], False), (0, True)):
         source = batch["source"].at[1, position].add(1)
-        after = encoded_logits(params, batch | {"source": source})
+        after = compiled_logits()(batch | {"source": source}, rotations)
         assert (np.abs(after[1] - before[1]).max() > 1e-6) == is_read
         np.testing.assert_allclose(after[0], before[0], rtol=0, atol=1e-12)
 
 
-def test_more_padding_of_both_sequences_changes_nothing(x64, encoded_logits):
-    batch, params = make_batch(FLOAT64), init(FLOAT64)
+def test_more_padding_of_both_sequences_changes_nothing(x64):
+    batch = make_batch(FLOAT64)
     longer = {name: jnp.pad(batch[name], ((0, 0), (0, 11))) for name in ("source", "source_mask", "tokens", "mask")}
-    before, after = encoded_logits(params, batch), encoded_logits(params, longer)
+    before, after = (compiled_logits()(rows, make_rotations()) for rows in (batch, longer))
     real = np.asarray(batch["mask"])
     np.testing.assert_allclose(after[:, :LENGTH][real], before[real], rtol=0, atol=1e-10)
 
 
 def test_both_stacks_hash_with_the_rotations_that_are_given(x64):
-    batch, model = make_batch(FLOAT64), ReformerEncoderDecoder(FLOAT64)
-    shape = (FLOAT64.num_heads, FLOAT64.head_dim, FLOAT64.num_hashes, 2)
-    of_encoder, of_decoder = ([jax.random.normal(jax.random.key(seed), shape)] for seed in (1, 2))
-
-    @jax.jit
-    def logits(*rotations):
-        return model.apply({"params": init(FLOAT64)}, batch["source"], batch["tokens"], rotations=rotations)
-
-    given = logits(of_encoder, of_decoder)
-    np.testing.assert_array_equal(logits(of_encoder, of_decoder), given)
+    batch, (of_encoder, of_decoder) = make_batch(FLOAT64), make_rotations()
+    given = compiled_logits()(batch, (of_encoder, of_decoder))
     for others in ((of_decoder, of_decoder), (of_encoder, of_encoder)):
-        assert np.abs(logits(*others) - given).max() > 1e-6
+        assert np.abs(compiled_logits()(batch, others) - given).max() > 1e-6
 
 
 def test_the_derived_encoder_looks_as_far_ahead_as_back():
@@ -202,24 +200,20 @@ def test_shared_embeddings_exist_once():
 # Gradients
 
 
-@pytest.mark.parametrize(
-    ("changes", "options"),
-    [
-        pytest.param({}, {}, marks=pytest.mark.slow),
-        ({"attention_pattern": ("full",), "merge_streams": "average"}, {"share_embeddings": True}),
-    ],
-    ids=["local and lsh", "full, averaged, shared"],
-)
-def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64, changes, options):
-    config = dataclasses.replace(FLOAT64, dropout_rate=0.2, label_smoothing=0.1, **changes)
-    reversible, ordinary = two_gradients(config, **options)
+@pytest.mark.slow
+def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64):
+    config = dataclasses.replace(
+        FLOAT64, attention_pattern=("lsh",), merge_streams="average", dropout_rate=0.2, label_smoothing=0.1
+    )
+    reversible, ordinary = two_gradients(config, share_embeddings=True)
     assert models.relative_error(reversible, ordinary) < 1e-12
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(reversible["encoder"]["stack"]))
 
 
 @pytest.mark.slow
 def test_float32_gradients_equal_ordinary_autodiff_with_dropout():
-    config = dataclasses.replace(CONFIG, num_layers=6, dropout_rate=0.2)
+    simple = {"attention_pattern": ("full",), "mlp_chunk_length": None, "loss_chunk_length": None}
+    config = dataclasses.replace(CONFIG, num_layers=6, dropout_rate=0.2, **simple)
     assert models.relative_error(*two_gradients(config)) < 1e-5
 
 
@@ -230,22 +224,21 @@ def test_undoing_cross_attention_gives_its_value_and_the_gradients_of_autodiff(x
     x, onto, cotangent, onto_cotangent = jax.random.normal(jax.random.key(0), (4, 2, LENGTH, config.embed_dim))
     context = jax.random.normal(jax.random.key(1), (2, SOURCE_LENGTH, config.output_dim))
     fixed = Fixed(make_batch()["source_mask"], None, jnp.uint32(5))
-    undone = residual.undo(params, x, onto, context, fixed, (), cotangent, onto_cotangent)
+    undone = jax.jit(residual.undo)(params, x, onto, context, fixed, (), cotangent, onto_cotangent)
     run = lambda *args: residual.apply(args[0], args[1], 0 * x, args[2], fixed)[0]  # noqa: E731
     value, (of_params, of_x, of_context) = references.value_and_vjp(run, cotangent, params, x, context)
     references.assert_close(undone, (onto - value, of_params, onto_cotangent + of_x, of_context), 1e-10)
 
 
 @pytest.mark.slow
-def test_scratch_does_not_grow_with_the_depth_of_encoder_and_decoder(optimizations):
+def test_scratch_does_not_grow_with_the_depth_of_encoder_and_decoder():
+    # Without the fixture `optimizations`: the scratch is the same to the byte, and compiling takes an eighth.
     shape = {"max_length": 1024, "embed_dim": 128, "mlp_dim": 256, "num_heads": 2, "head_dim": 64, "num_hashes": 1}
     shape |= {"mlp_chunk_length": 256, "loss_chunk_length": 256}
     activation_bytes = 4 * shape["max_length"] * shape["embed_dim"]
 
     def scratch_bytes(depth):
-        config = dataclasses.replace(
-            CONFIG, attention_pattern=("local",), num_layers=depth, **shape
-        )  # least to compile
+        config = dataclasses.replace(CONFIG, attention_pattern=("local",), num_layers=depth, **shape)
         params = shapes(config)
         ids, mask = (jax.ShapeDtypeStruct((1, config.max_length), dtype) for dtype in (jnp.int32, bool))
         batch = {"source": ids, "tokens": ids, "targets": ids, "source_mask": mask}
@@ -259,7 +252,10 @@ def test_scratch_does_not_grow_with_the_depth_of_encoder_and_decoder(optimizatio
 
 # Meshes
 
-FOR_MESHES = dataclasses.replace(FLOAT64, dropout_rate=0.1)
+# Chunks, and local and LSH attention, are on meshes in test_sharding.
+FOR_MESHES = dataclasses.replace(
+    FLOAT64, attention_pattern=("full",), num_layers=1, mlp_chunk_length=None, dropout_rate=0.1
+)
 
 
 def _loss_and_gradients(mesh):
