@@ -7,8 +7,8 @@ import os
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compile time dominates on CPU. Without fusion emitters XLA compiles four times faster; jaxlib 0.11 no longer knows the
-# flag, and an unknown one aborts. Tests of compiled programs ask for the `optimizations` fixture.
+# Compile time dominates on CPU. Without LLVM's optimizations the HLO and its memory are the same. Without fusion
+# emitters XLA compiles four times faster; jaxlib 0.11 no longer knows the flag, and an unknown one aborts.
 FASTER_COMPILATION = " --xla_cpu_parallel_codegen_split_count=1"
 if version("jaxlib").startswith("0.10."):
     FASTER_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
@@ -62,12 +62,3 @@ def x64():
     """Run the test in float64."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def optimizations():
-    """Compile with XLA's optimizations, as users do: for tests of HLO, memory and collectives."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

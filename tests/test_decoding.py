@@ -126,7 +126,6 @@ def test_logits_of_a_batch_equal_those_of_its_rows_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimizations")
 def test_a_step_of_local_and_lsh_layers_copies_no_cache():
     config = make(max_length=2**14, position_embedding="sinusoidal", num_buckets=(8, 16))
     lengths = jnp.ones(1, jnp.int32)

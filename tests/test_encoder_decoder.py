@@ -232,7 +232,6 @@ def test_undoing_cross_attention_gives_its_value_and_the_gradients_of_autodiff(x
 
 @pytest.mark.slow
 def test_scratch_does_not_grow_with_the_depth_of_encoder_and_decoder():
-    # Without the fixture `optimizations`: the scratch is the same to the byte, and compiling takes an eighth.
     shape = {"max_length": 1024, "embed_dim": 128, "mlp_dim": 256, "num_heads": 2, "head_dim": 64, "num_hashes": 1}
     shape |= {"mlp_chunk_length": 256, "loss_chunk_length": 256}
     activation_bytes = 4 * shape["max_length"] * shape["embed_dim"]

@@ -38,7 +38,7 @@ def compile_step(config):
 
 
 @pytest.mark.slow
-def test_scratch_and_compiled_program_do_not_grow_with_the_depth(optimizations):
+def test_scratch_and_compiled_program_do_not_grow_with_the_depth():
     bytes_4, lines_4 = compile_step(CONFIG)
     bytes_48, lines_48 = compile_step(dataclasses.replace(CONFIG, num_layers=48))
     assert bytes_48 - bytes_4 < 0.5 * ACTIVATION_BYTES
@@ -46,7 +46,7 @@ def test_scratch_and_compiled_program_do_not_grow_with_the_depth(optimizations):
 
 
 @pytest.mark.slow
-def test_without_reversibility_a_layer_stores_its_inputs_and_products(optimizations):
+def test_without_reversibility_a_layer_stores_its_inputs_and_products():
     config = dataclasses.replace(CONFIG, reversible=False, mlp_chunk_length=None)
     (bytes_4, _), (bytes_12, _) = (compile_step(dataclasses.replace(config, num_layers=depth)) for depth in (4, 12))
     # Both streams; the hidden units, twice as wide; on average 1.75 for query, key, value and what was attended.

@@ -101,7 +101,7 @@ def results_of(compiled, operation) -> list[list[int]]:
     return [[int(size) for size in shape.split(",")] for shape in shapes]
 
 
-def test_only_parameters_are_gathered_and_nothing_of_a_sequence_moves(optimizations):
+def test_only_parameters_are_gathered_and_nothing_of_a_sequence_moves():
     config = dataclasses.replace(models.SMALL, max_length=64, num_layers=2, mlp_chunk_length=None)
     compiled = compile_gradient(sharding.make_mesh(fsdp=2, tensor=2), config, batch=8)
     operations = ("all-gather", "all-to-all", "collective-permute")
@@ -111,7 +111,7 @@ def test_only_parameters_are_gathered_and_nothing_of_a_sequence_moves(optimizati
 
 
 @pytest.mark.slow
-def test_a_split_length_moves_only_between_length_and_heads_and_takes_a_part_of_the_memory(optimizations):
+def test_a_split_length_moves_only_between_length_and_heads_and_takes_a_part_of_the_memory():
     length, width = 2**14, 16
     sizes = {"max_length": length, "num_layers": 1, "num_heads": 4, "head_dim": width // 4}
     config = dataclasses.replace(models.SMALL, attention_pattern=("lsh",), **sizes)

@@ -86,7 +86,7 @@ def test_padding_is_left_out_of_a_picture():
     references.assert_close(actual.sum(1), np.ones(30, np.float32), TOLERANCE)
 
 
-def test_a_picture_of_a_long_input_needs_memory_for_its_length_not_for_its_square(optimizations):
+def test_a_picture_of_a_long_input_needs_memory_for_its_length_not_for_its_square():
     length = 16_384
     plan = chunked_plan(length, 64, Rule(True, True, before=1))
     arrays = Arrays(jax.ShapeDtypeStruct((length, 8), jnp.float32), None, None)

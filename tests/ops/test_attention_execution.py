@@ -149,7 +149,7 @@ def test_eight_devices_equal_one():
     references.assert_close(actual, expected, FLOAT32)
 
 
-def test_eight_devices_do_not_communicate(optimizations):
+def test_eight_devices_do_not_communicate():
     shardings = [NamedSharding(_mesh(), spec) for spec in SPECS]
     arguments = jax.tree.map(jax.device_put, _device_arguments(), tuple(shardings))
     sharded = jax.shard_map(_attend, mesh=_mesh(), in_specs=SPECS, out_specs=TOKENS, check_vma=False)
@@ -194,7 +194,7 @@ def _scratch_bytes(kind, length):
 
 
 @pytest.mark.parametrize("kind", ["lsh", "full"])
-def test_scratch_memory_grows_no_faster_than_the_length(kind, optimizations):
+def test_scratch_memory_grows_no_faster_than_the_length(kind):
     short, long = _scratch_bytes(kind, 4096), _scratch_bytes(kind, 16384)
     assert short > 0
     assert long <= 4.1 * short

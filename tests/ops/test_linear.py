@@ -49,7 +49,7 @@ def test_layer_norm_of_a_narrow_type_is_computed_in_float32():
     np.testing.assert_allclose(normed.mean(axis=-1), 0, atol=1e-6)
 
 
-def test_the_gradient_of_a_product_copies_no_operand(optimizations):
+def test_the_gradient_of_a_product_copies_no_operand():
     def gradients(x, kernel, cotangent):
         numbers = (((2,), (0,)), ((), ()))
         return jax.vjp(lambda x, kernel: linear.dot_general(x, kernel, numbers), x, kernel)[1](cotangent)

@@ -146,7 +146,7 @@ def test_cross_entropy_of_huge_logits_is_finite_and_exact():
     np.testing.assert_allclose(nats, [[0, 1e4, math.log(2)]], rtol=1e-6)
 
 
-def test_the_logits_of_all_tokens_never_exist_at_once(optimizations):
+def test_the_logits_of_all_tokens_never_exist_at_once():
     length, vocab, chunk_length = 4096, 1024, 64
     shapes = [(EMBED, vocab), (vocab,), (1, length, EMBED)]
     kernel, bias, hidden = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)

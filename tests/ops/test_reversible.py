@@ -150,7 +150,7 @@ def _scratch_bytes(stack, num_blocks):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_memory_does_not_grow_with_the_depth_as_autodiff_does(optimizations):
+def test_memory_does_not_grow_with_the_depth_as_autodiff_does():
     plain, rebuilt = ([_scratch_bytes(stack, depth) for depth in (2, 32)] for stack in STACKS)
     activations = 256 * 64 * 4
     assert plain[1] - plain[0] > 30 * activations
