@@ -35,10 +35,11 @@ from reformer.training import checkpoint, faults, metrics, programs, settings
 SAVE_POINTS = ("save", "save_some", "save_files", "save_manifest", "save_commit", "save_committed", "save_delete")
 OVERRIDES = {
     "model.max_length": 32,
+    "model.num_layers": 1,
+    "model.attention_pattern": ("lsh",),
     "model.embed_dim": 16,
     "model.mlp_dim": 32,
     "model.dropout_rate": 0.1,
-    "training.num_steps": 36,
     "training.log_every_steps": 1,
     "evaluation.every_steps": 3,
     "evaluation.num_hash_seeds": 1,
@@ -66,8 +67,8 @@ def _kills(number: int) -> list[str]:
 class Soak:
     """A small experiment, its command, and what it comes to if nobody kills it."""
 
-    def __init__(self, directory: Path):
-        """Writes a text to train on and makes the unbroken run."""
+    def __init__(self, directory: Path, num_steps: int = 36):
+        """Writes a text to train on and makes the unbroken run of some steps."""
         self.directory = directory
         words = ["the", "tree", "of", "a", "forest", "and", "its", "leaves", "in", "wind", "or", "rain"]
         (directory / "words.txt").write_text(" ".join(random.Random(0).choices(words, k=4000)))
@@ -77,6 +78,7 @@ class Soak:
             f"--config={record.ROOT}/configs/text.py:tiny",
             f"--config.data.path={directory}/words.txt",
             *(f"--config.{name}={value}" for name, value in OVERRIDES.items()),
+            f"--config.training.num_steps={num_steps}",
         ]
         self._environment = os.environ | {
             "JAX_PLATFORMS": "cpu",

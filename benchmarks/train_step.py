@@ -84,9 +84,9 @@ def make_gradient(config: ReformerConfig) -> Callable:
     return jax.value_and_grad(loss)
 
 
-def compile_step(step: Callable, arguments: tuple):
+def compile_step(step: Callable, arguments: tuple, **options):
     """Returns the compiled step, compiled as `train.py` compiles its own; `arguments` may be shapes."""
-    return jax.jit(step, compiler_options=compiler_options()).lower(*arguments).compile()
+    return jax.jit(step, compiler_options=(compiler_options() or {}) | options).lower(*arguments).compile()
 
 
 def matmul_rate(config: ReformerConfig, num_repeats: int = 9) -> float:

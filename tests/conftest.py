@@ -3,6 +3,7 @@
 Everything here must happen before `jax` or `reformer` is imported by a test module.
 """
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -20,6 +21,7 @@ import jaxtyping
 import pytest
 from absl import flags
 
+gc.set_threshold(100_000, 50, 50)  # tracing makes objects by the million, and a collection looks at all of JAX's
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Not the config: it checks the types of its own fields, with messages for users.
 CHECKED = [

@@ -48,9 +48,8 @@ def tokens(config: ReformerConfig, batch: int = 2, length: int | None = None, se
 
 @functools.cache
 def init(config: ReformerConfig, seed: int = 0):
-    """Initial parameters."""
-    example = jnp.zeros((1, 1), jnp.int32)
-    return jax.jit(ReformerLM(config).init)(jax.random.key(seed), example)["params"]
+    """Initial parameters; not jitted, since it would be another program for every config."""
+    return ReformerLM(config).init(jax.random.key(seed), method="create")["params"]
 
 
 def mean_loss(config: ReformerConfig, **kwargs):

@@ -35,7 +35,7 @@ RNG = jax.random.key(0)
 def make(**changes):
     """A model whose logits differ enough to be told apart."""
     model = ReformerEncoderDecoder(dataclasses.replace(CONFIG, **changes))
-    params = jax.jit(lambda rng: model.init(rng, method="create"))(jax.random.key(7))["params"]
+    params = model.init(jax.random.key(7), method="create")["params"]
     head = params["decoder"]["head"]
     params["decoder"]["head"] = {"kernel": 3 * head["kernel"], "bias": head["bias"]}
     return model, {"params": params}

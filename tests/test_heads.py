@@ -46,7 +46,7 @@ TRAINED = sorted(TARGETS)
 @functools.cache
 def init(name):
     """Initial variables."""
-    return jax.jit(functools.partial(MODELS[name].init, method="create"))(jax.random.key(0))
+    return MODELS[name].init(jax.random.key(0), method="create")
 
 
 @functools.cache

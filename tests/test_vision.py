@@ -40,7 +40,7 @@ def make_model(config=CONFIG, pooling="mean", order="rows"):
 
 @functools.cache
 def init(model):
-    return jax.jit(functools.partial(model.init, method="create"))(jax.random.key(0))["params"]
+    return model.init(jax.random.key(0), method="create")["params"]
 
 
 def images(batch=3, seed=0):

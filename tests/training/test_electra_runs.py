@@ -1,7 +1,6 @@
 """Replaced-token detection as a task: it learns, resumes, accumulates, and says what cannot be."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +97,7 @@ def test_a_classifier_begins_with_the_discriminator(config, tmp_path):
 
 def test_micro_batches_have_the_gradient_of_one_large_batch(config):
     model = settings.make_model(config)
-    params = jax.jit(functools.partial(model.init, method="create"))(jax.random.key(0))["params"]
+    params = model.init(jax.random.key(0), method="create")["params"]
     data = registry.load_data(config, 32)
     rows = next(source.training_batches(data, length=32, batch_size=4, seed=0))
     gradients = jax.jit(step.accumulate_gradients, static_argnums=(0, 4))

@@ -3,7 +3,6 @@
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -120,7 +119,7 @@ def test_a_hugging_face_checkpoint_is_a_place_to_begin(make_classifier, tmp_path
     config = make_classifier(tmp_path / "theirs")
     config.model.semantics = "huggingface"
     model = settings.model_config(config)
-    params = jax.jit(ReformerLM(model).init)(jax.random.key(3), jnp.zeros((1, 1), jnp.int32))
+    params = ReformerLM(model).init(jax.random.key(3), method="create")
     huggingface.save(tmp_path / "theirs", model, params)
     origin = fine_tuning.find(config)
     assert origin.describe() == f"begins with embeddings, norm, stack of {tmp_path / 'theirs'}; new: head, head_hidden"

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from reformer.training import checkpoint, loop, settings
-from tests.processes import Processes, small_run
 from tests.training.runs import assert_same_run, records, run
 
 
@@ -103,27 +102,3 @@ def test_a_broken_loss_stops_the_run_and_is_never_saved(config, tmp_path):
         run(config, tmp_path / "run")
     with pytest.raises(ValueError, match="holds no checkpoint"):
         checkpoint.load(tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_continues_as_if_it_had_not_been(text_file, tmp_path):
-    flags = small_run(text_file, training__num_steps=70, evaluation__every_steps=35, checkpoint__every_steps=7)
-
-    def start(name, number):
-        workdir = f"--workdir={tmp_path / name}"
-        return Processes(tmp_path / f"{name}_{number}", *flags, workdir, num_processes=1, num_devices=1)
-
-    with start("unbroken", 0) as processes:
-        assert processes.wait()[0].code == 0
-    with start("killed", 0) as processes:
-        processes.wait_until(lambda: len(list((tmp_path / "killed" / "checkpoints").glob("[0-9]?"))) > 1)
-        processes.signal(0)
-        processes.wait()
-    assert len(records(tmp_path / "killed")) < 60
-    with start("killed", 1) as processes:
-        (ended,) = processes.wait()
-    assert ended.code == 0, ended.err
-    assert "continuing after step" in ended.out
-    assert json.loads(ended.out.splitlines()[-1])["step"] == 70
-    assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
-    assert (tmp_path / "killed" / "curves.png").stat().st_size > 1000

@@ -15,5 +15,5 @@ def test_the_soak_kills_each_phase_at_least_five_times_and_every_point_of_a_save
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_bits(tmp_path):
-    records = soak.Soak(tmp_path).chain("killed", ["save_some:2", "restore:3", "evaluate:2"])
+    records = soak.Soak(tmp_path, num_steps=12).chain("killed", ["save_some:2", "restore:3", "evaluate:2"])
     assert [record["saved"] for record in records][:2] == [2, 2]

@@ -47,6 +47,7 @@ def test_a_masked_model_learns_to_fill_in_what_stands_around(config, tmp_path):
     path = tmp_path / "letters.txt"
     path.write_bytes(b"".join(bytes([letter]) * 64 for letter in letters))
     config = _masked(config)
+    config.model.update(num_layers=2, attention_pattern=("local", "lsh"))
     config.data.path = str(path)
     config.task.mask_rate = 0.3
     config.training.update(num_steps=60, batch_size=16, log_every_steps=20)
