@@ -43,14 +43,9 @@ def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64, changes)
 
 
 @pytest.mark.slow
-def test_float32_gradients_survive_rebuilt_activations_with_gelu():
+def test_float32_gradients_survive_rebuilt_activations():
+    # With ReLU it is up to 1e-3: a hidden unit near zero may change sign on a rebuilt input.
     assert models.worst_gradient_error(DEEP, num_keys=5) < 3e-5
-
-
-@pytest.mark.slow
-def test_float32_gradients_survive_rebuilt_activations_with_relu():
-    # A hidden unit near zero may change sign on a rebuilt input.
-    assert models.worst_gradient_error(dataclasses.replace(DEEP, activation="relu"), num_keys=5) < 1e-3
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def logits(config, tokens, **kwargs):
     return apply({"params": models.init(config)}, tokens, **kwargs)
 
 
-@pytest.mark.parametrize("length", [1, 65, 1000])
+@pytest.mark.parametrize("length", [1, 65])
 def test_any_length_trains_and_evaluates(length):
     config = dataclasses.replace(FIXED_BUCKETS, num_buckets=None, dropout_rate=0.1)
     tokens = models.tokens(config, 1, length)

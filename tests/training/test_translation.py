@@ -31,15 +31,15 @@ def prefix(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_config(prefix, tmp_path_factory):
-    """A function that makes configs of 2 + 2 layers of local and LSH attention, width 32."""
+    """A function that makes configs of 1 + 1 layers of LSH attention, width 32."""
     cache = tmp_path_factory.mktemp("cache")
 
     def make(**model):
         config = base.get_config()
         config.task.update(name="translation", share_embeddings=True)
         config.data.update(name="pairs", path=str(prefix), cache_dir=str(cache), num_subwords=NUM_SUBWORDS, length=24)
-        config.model.update(vocab_size=NUM_SUBWORDS, max_length=32, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=2)
-        config.model.update(head_dim=16, local_chunk_length=4, lsh_chunk_length=4, num_hashes=1, dropout_rate=0.1)
+        config.model.update(vocab_size=NUM_SUBWORDS, max_length=32, num_layers=1, embed_dim=32, mlp_dim=64, num_heads=2)
+        config.model.update(head_dim=16, attention_pattern=("lsh",), lsh_chunk_length=4, num_hashes=1, dropout_rate=0.1)
         config.model.update(cross_attention=True, merge_streams="average", position_embedding="sinusoidal")
         config.model.update(model)
         config.optimizer.update(name="adamw", schedule="constant", learning_rate=0.003, warmup_steps=10)
