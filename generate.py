@@ -76,7 +76,7 @@ def parse(arguments: list[str]) -> Job:
     num_tokens = num_tokens if known.num_tokens is None else known.num_tokens
     made = generation.prepare(config, known.workdir, known.checkpoint, prompts, num_tokens, sampling, known.seed)
     out = known.out or (known.workdir / "samples.png" if kind == "images" else None)
-    generation.check_out(out)
+    command_line.check_output("--out", out)
     return Job(kind, made, given, length, out)
 
 

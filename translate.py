@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress
 
 from configs import base
 from reformer import translation
+from reformer.data import pair_files
 from reformer.training import command_line, settings
 
 
@@ -29,20 +31,12 @@ def parse(arguments: list[str]) -> tuple[translation.Translation, str | None, Pa
     if (known.split is None) == (known.input is None):
         raise ValueError("name either --split=test or --input=FILE.")
     config = command_line.override(settings.update(base.get_config(), settings.read(known.workdir)), overrides)
-    lines = [] if known.input is None else _read_lines(known.input)
+    lines = [] if known.input is None else pair_files.read_lines(known.input)
     options = {name: getattr(known, name) for name in ("split", "beam_size", "length_penalty", "batch_size", "seed")}
     made = translation.prepare(config, known.workdir, known.checkpoint, lines=lines, **options)
     output = known.output or (known.workdir / f"translations.{known.split}.txt" if known.split else None)
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ValueError(f"--output={output} must be a file in a folder that exists. Create the folder.")
+    command_line.check_output("--output", output)
     return made, known.split, output
-
-
-def _read_lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--input={file} cannot be read as text in UTF-8 ({error}).") from error
 
 
 def main(arguments: list[str]) -> None:
@@ -50,12 +44,13 @@ def main(arguments: list[str]) -> None:
     with command_line.user_errors(ValueError, OSError):
         job, split, output = parse(arguments)
     started = time.monotonic()
-    with command_line.user_errors(OSError), Progress() as bar:
+    with command_line.user_errors(OSError), Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("translating", total=len(job.sources))
         found = job.run(lambda done: bar.update(task, completed=done))
     text = "".join("\t".join(parts) + "\n" for parts in found)
     record: dict[str, Any] = {"step": job.step, "texts": len(found), "beam_size": job.how.beam_size}
-    record |= {"length_penalty": job.how.length_penalty, "seconds": round(time.monotonic() - started, 1)}
+    record |= {"length_penalty": job.how.length_penalty, "seed": job.seed, "changes": job.changes}
+    record |= {"seconds": round(time.monotonic() - started, 1)}
     with command_line.user_errors(OSError):
         print(text, end="") if output is None else output.write_text(text, encoding="utf-8")
         if split is not None:

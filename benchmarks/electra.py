@@ -70,8 +70,9 @@ def fine_tune(origin: str, preset: str, seed: int, num_steps: int, overrides: Se
 
 def measure(origin: str, seed: int, arguments: argparse.Namespace, overrides: Sequence[str]) -> dict:
     """Pre-trains where `origin` asks for it, fine-tunes, and returns the row; each in a fresh process."""
-    where, preset = arguments.workdir / (arguments.preset or "default"), arguments.preset
-    tuned, begin, pre_trained = where / f"{origin}-{arguments.num_steps}-{seed}-tuned", "", None
+    preset, begin, pre_trained = arguments.preset, "", None
+    where = arguments.workdir / (preset or "default") / record.of_overrides(overrides)
+    tuned = where / f"{origin}-{arguments.num_steps}-{seed}-tuned-{arguments.fine_tuning_steps}"
     if ORIGINS[origin] is not None:
         steps = steps_of_equal_cost(origin, preset, arguments.num_steps, overrides)
         workdir = where / f"{origin}-{steps}-{seed}"

@@ -1,5 +1,6 @@
 """What every benchmark keeps beside its figures, and how they are written down."""
 
+import hashlib
 import json
 import os
 import platform
@@ -43,6 +44,11 @@ def append(name: str, record: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def of_overrides(overrides: Sequence[str]) -> str:
+    """Returns the name of a folder that runs with these overrides have for themselves."""
+    return hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8] if overrides else "default"
 
 
 def with_training_seconds(entries: Iterable[dict], tokens_per_step: int) -> Iterator[tuple[dict, float]]:

@@ -10,6 +10,7 @@ Command: python benchmarks/vision.py --minutes 20 --config.data.path=PATH       
 
 import argparse
 import functools
+import json
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,16 @@ def make_config(preset: str, seed: int, num_steps: int, overrides: Sequence[str]
     return config
 
 
+def time_once(preset: str, overrides: Sequence[str], workdir: Path) -> dict:
+    """Measures the training step of a preset, or finds what an interrupted benchmark measured: it sets the steps."""
+    kept = workdir / record.of_overrides(overrides) / f"{preset}.json"
+    if not kept.exists():
+        measured = record.in_fresh_process(measure_step, preset, overrides, workdir)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(measured))
+    return json.loads(kept.read_text())
+
+
 def measure_step(preset: str, overrides: Sequence[str], workdir: Path) -> dict:
     """Measures the training step of a preset in this process, which should be a fresh one."""
     run = loop.prepare(make_config(preset, 0, 100, overrides), str(workdir / "unused"))
@@ -65,7 +76,7 @@ def measure_step(preset: str, overrides: Sequence[str], workdir: Path) -> dict:
 def train(preset: str, seed: int, num_steps: int, overrides: Sequence[str], workdir: Path) -> dict:
     """Trains, or continues, and returns the course of the validation."""
     config = make_config(preset, seed, num_steps, overrides)
-    directory = workdir / f"{preset}-{num_steps}-{seed}"
+    directory = workdir / record.of_overrides(overrides) / f"{preset}-{num_steps}-{seed}"
     loop.train(loop.prepare(config, str(directory)))
     tokens = config.training.batch_size * settings.window_length(config)
     entries = list(metrics.read_records(directory / "metrics.jsonl"))
@@ -119,7 +130,7 @@ def main() -> None:
         arguments.presets, arguments.seeds, arguments.num_steps = TINY, arguments.seeds[:2], arguments.num_steps or 20
     origin, lines = record.provenance(), []
     for preset in arguments.presets:
-        timed = record.in_fresh_process(measure_step, preset, overrides, arguments.workdir)
+        timed = time_once(preset, overrides, arguments.workdir)
         num_steps = arguments.num_steps or max(NUM_EVALUATIONS, int(arguments.minutes * 60 / timed["step_seconds"]))
         print(timed, flush=True)
         rows = []

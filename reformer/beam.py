@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reformer import decoding
+from reformer.config import derive_encoder_config
 from reformer.encoder_decoder import ReformerEncoderDecoder
 from reformer.layers import cached
 
@@ -91,7 +92,8 @@ def search(
       The ids of each target, up to its end id if it came, and their scores: log-probabilities by the length penalty.
 
     Raises:
-      ValueError: a source is empty or longer than the model reads, or `max_tokens` exceeds what it writes.
+      ValueError: a source is empty or longer than the model reads, `max_tokens` exceeds what it writes, or an id is
+        none of the model's.
     """
     longest = max(map(len, sources), default=0)
     length = padded_length or longest
@@ -116,6 +118,12 @@ def _check(model: ReformerEncoderDecoder, sources: Sequence[np.ndarray], how: Se
         raise ValueError(
             f"max_tokens={how.max_tokens} exceeds max_length={model.config.max_length} of the decoder. Lower it."
         )
+    encoder = model.encoder_config or derive_encoder_config(model.config)
+    named = {f"sources[{i}]": (source, encoder) for i, source in enumerate(sources)}
+    named |= {name: (np.array([getattr(how, name)]), model.config) for name in ("begin_id", "end_id")}
+    for name, (ids, config) in named.items():
+        if ids.min() < 0 or ids.max() >= config.vocab_size:
+            raise ValueError(f"{name} has an id that is not from 0 to vocab_size - 1 = {config.vocab_size - 1}.")
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -3,7 +3,6 @@
 import codecs
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -116,16 +115,6 @@ def text_prompts(texts: Sequence[str], file: Path | None, batch: int) -> list[np
             raise ValueError(f"--prompt_file={file} cannot be read ({error.strerror}).") from error
     prompts = [np.concatenate([[text.BEGIN_ID], text.encode(content)]) for content in contents or [b""]]
     return [prompt.astype(np.int32) for prompt in prompts for _ in range(batch)]
-
-
-def check_out(out: Path | None) -> None:
-    """Raises a ValueError unless the file can be written; None is no file."""
-    if out is None:
-        return
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ValueError(f"--out={out} must be a file in a folder that exists. Create the folder or name another file.")
-    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-        raise ValueError(f"--out={out} cannot be written. Name another file.")
 
 
 def stop_id(character: str | None) -> int | None:

@@ -116,7 +116,8 @@ class SequenceClassifier(Trunk):
           ValueError: as in `ReformerEncoder`.
         """
         streams, seed = self.run(tokens, mask, rotations, deterministic)
-        nats, _, weight = label_sums(self._logits(streams, mask, seed), targets, weights)
+        smoothing = self.config.label_smoothing
+        nats, _, weight = label_sums(self._logits(streams, mask, seed), targets, weights, smoothing)
         return nats, weight
 
     def score(
@@ -146,6 +147,8 @@ class SequenceClassifier(Trunk):
 
 class QuestionAnswerer(Trunk):
     """The first and the last token of a span, such as an answer in a text behind its question.
+
+    `label_smoothing` has no effect here: places that hold no real token cannot be the answer.
 
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 4.2; Hugging Face's ReformerForQuestionAnswering.
     """
@@ -262,12 +265,15 @@ def _dropout(config, x: Float[Array, "batch features"], seed):
 
 
 def label_sums(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array | None
+    logits: jax.Array, targets: jax.Array, weights: jax.Array | None, smoothing: float = 0.0
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Sums of weighted nats, of the weights of right targets, and of weights, for logits [*targets, outcomes]."""
+    """Sums of weighted nats, of the weights of right targets, and of weights, for logits [*targets, outcomes].
+
+    `smoothing` is that of `losses.cross_entropy`.
+    """
     weights = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
     num_outcomes = logits.shape[-1]
-    nats = cross_entropy(logits.reshape(len(logits), -1, num_outcomes), targets.reshape(len(targets), -1))
+    nats = cross_entropy(logits.reshape(len(logits), -1, num_outcomes), targets.reshape(len(targets), -1), smoothing)
     is_first = jnp.argmax(logits, axis=-1) == targets
     return jnp.sum(nats.reshape(targets.shape) * weights), jnp.sum(is_first * weights), jnp.sum(weights)
 

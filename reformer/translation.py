@@ -19,7 +19,7 @@ from reformer.data.subwords import BEGIN_ID, END_ID, PADDING_ID, UNKNOWN_ID, Sub
 from reformer.encoder_decoder import ReformerEncoderDecoder
 from reformer.layers.attention import num_buckets
 from reformer.tasks import registry
-from reformer.training import checkpoint, evaluation, settings, workdir
+from reformer.training import checkpoint, evaluation, settings
 
 _MORE_TOKENS = 50  # that a target may have than its source (Vaswani et al. 2017, section 6.1)
 _LENGTH_STEP = 32  # sources are padded to a multiple of it, so that few programs are compiled
@@ -46,6 +46,7 @@ class Translation:
       how: the search; `max_tokens` is the most that any target may have.
       batch_size: how many are translated at once.
       seed: of the LSH rotations.
+      changes: fields that differ from the training's, and what they are here.
     """
 
     model: ReformerEncoderDecoder
@@ -57,6 +58,7 @@ class Translation:
     how: Search
     batch_size: int
     seed: int
+    changes: dict[str, Any]
 
     def run(self, on_batch: Callable[[int], None] = lambda done: None) -> list[list[str]]:
         """Translates, the shortest sources first.
@@ -65,7 +67,8 @@ class Translation:
           on_batch: called with the number of sources that are done, after every batch.
 
         Returns:
-          For every source its translations, one line each, of which there should be as many as it has texts.
+          For every source its translations, one line each, of which there should be as many as it has texts; for a
+          blank one none.
 
         Raises:
           OSError: the checkpoint is damaged.
@@ -73,7 +76,7 @@ class Translation:
         _, variables = checkpoint.load(self.directory, self.step)
         order = np.argsort([len(source) for source in self.sources], kind="stable")
         found: list[list[str]] = [[] for _ in order]
-        for start in range(0, len(order), self.batch_size):
+        for start in range(sum(map(_is_blank, self.sources)), len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             for index, target in zip(chosen, self._search(variables, chosen), strict=False):
                 found[index] = [" ".join(text.split()) for text in self.vocabulary.decode(target)]
@@ -139,27 +142,32 @@ def prepare(
     stored = settings.read(directory)
     changes = settings.differences(stored, config)
     evaluation.check_changes(changes, stored, config, ("model", "data"))
+    if "data.subwords" in changes:
+        raise ValueError(f"data.subwords: the run's own, {directory / pairs.ASSET}, are always used. Leave it out.")
     with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, wanted)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     vocabulary = read_vocabulary(directory, config.data.num_subwords)
     texts = [Texts([line], []) for line in lines] if split is None else _read_split(config, directory, split)
-    if not texts:
-        raise ValueError("there is nothing to translate. Name a file with lines by --input, or another --split.")
-    model = make_model(config)
-    never = (PADDING_ID, BEGIN_ID, UNKNOWN_ID)
+    model = make_model(config, stored)
+    # Ids beyond the vocabulary, which may be smaller than the model's, are no text.
+    never = (PADDING_ID, BEGIN_ID, UNKNOWN_ID, *range(vocabulary.num_ids, model.config.vocab_size))
     how = Search(BEGIN_ID, END_ID, never, beam_size, length_penalty, model.config.max_length)
     sources = _encode(vocabulary, texts, model.config.max_length)
-    return Translation(model, directory, step, vocabulary, texts, sources, how, batch_size, seed)
+    if all(map(_is_blank, sources)):
+        raise ValueError("there is nothing to translate. Name a file with lines by --input, or another --split.")
+    new = {name: value for name, (_, value) in changes.items()}
+    return Translation(model, directory, step, vocabulary, texts, sources, how, batch_size, seed, new)
 
 
-def make_model(config: ConfigDict) -> ReformerEncoderDecoder:
-    """The model with the numbers of buckets that its training rows had, for texts of other lengths."""
-    decoder = settings.with_trained_buckets(config)
-    encoder = derive_encoder_config(settings.model_config(config))
-    source_length = config.task.source_length or settings.window_length(config)
-    encoder = dataclasses.replace(encoder, num_buckets=num_buckets(source_length, encoder))
+def make_model(config: ConfigDict, trained: settings.Config) -> ReformerEncoderDecoder:
+    """The model of `config` with the numbers of buckets that the rows of `trained` had, for texts of other lengths."""
+    decoder = settings.model_config(config)
+    encoder = derive_encoder_config(decoder)
+    length = settings.window_length(trained)
+    decoder = dataclasses.replace(decoder, num_buckets=num_buckets(length, decoder))
+    encoder = dataclasses.replace(encoder, num_buckets=num_buckets(trained["task"]["source_length"] or length, encoder))
     return ReformerEncoderDecoder(decoder, encoder, config.task.share_embeddings)
 
 
@@ -190,8 +198,11 @@ def _read_split(config: ConfigDict, directory: Path, split: str) -> list[Texts]:
     length = settings.window_length(config)
     data = registry.load_data(config, length)
     assert isinstance(data, PairData)
-    workdir.check_assets(directory, data)
     return data.documents(split, length)
+
+
+def _is_blank(source: np.ndarray) -> bool:
+    return len(source) == 1  # the end id
 
 
 def _encode(vocabulary: Subwords, texts: Sequence[Texts], longest: int) -> list[np.ndarray]:

@@ -120,7 +120,8 @@ class Trunk(nn.Module):
 
     def _dropout_seed(self, deterministic: bool):
         config = self.config
-        rates = [config.dropout_rate, *map(config.attention_weights_dropout_rate, config.attention_pattern)]
+        kinds = [*config.attention_pattern, *(["cross"] if config.cross_attention else [])]
+        rates = [config.dropout_rate, *map(config.attention_weights_dropout_rate, kinds)]
         if deterministic or not any(rates) or self.is_initializing():
             return None
         if not self.has_rng("dropout"):

@@ -114,7 +114,7 @@ class ReformerViT(Trunk):
           ValueError: as in `__call__`.
         """
         logits = self(images, mask=mask, rotations=rotations, deterministic=deterministic)
-        nats, _, weight = label_sums(logits, targets, weights)
+        nats, _, weight = label_sums(logits, targets, weights, self.config.label_smoothing)
         return nats, weight
 
     def score(

@@ -284,6 +284,15 @@ def test_cross_attention_is_split_over_heads():
 # What is refused
 
 
+def test_dropout_of_cross_attention_alone_wants_its_key():
+    config = dataclasses.replace(CONFIG, attention_pattern=("lsh",), dropout_rate=0.0, attention_dropout_rate=0.1)
+    config = dataclasses.replace(config, lsh_attention_dropout_rate=0.0)
+    batch = {name: array for name, array in make_batch(config).items() if name in ("source", "tokens")}
+    apply = functools.partial(ReformerEncoderDecoder(config).apply, deterministic=False)
+    with pytest.raises(ValueError, match="deterministic=False with dropout needs rngs"):
+        jax.eval_shape(apply, {"params": init(config)}, **batch, rngs={"hash": jax.random.key(0)})
+
+
 def test_a_source_longer_than_the_maximum_is_refused():
     source, tokens = jnp.zeros((1, 97), jnp.int32), jnp.zeros((1, 4), jnp.int32)
     with pytest.raises(ValueError, match=r"A source of 97 tokens exceeds max_length=96. Raise max_length or shorten"):

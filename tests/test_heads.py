@@ -134,6 +134,16 @@ def test_loss_and_score_are_the_weighted_cross_entropy_over_real_tokens(name):
     assert scored.seen == ()
 
 
+def test_label_smoothing_spreads_a_part_of_each_label_over_all():
+    smooth = SequenceClassifier(dataclasses.replace(CONFIG, label_smoothing=0.2), 7)
+    logits = np.asarray(apply("first"), np.float64)
+    nats = np.log(np.exp(logits).sum(-1, keepdims=True)) - logits
+    share = 0.8 * np.eye(7)[TARGETS["first"]] + 0.2 / 7
+    options = {"mask": MASK, "rngs": RNGS}
+    found = compiled(smooth, "loss")(init("first"), TOKENS, TARGETS["first"], **options)
+    np.testing.assert_allclose(found, (np.sum(share * nats), 3), rtol=1e-5)
+
+
 def _gradients(model, name):
     def loss(params):
         options = {"mask": MASK, "rngs": RNGS, "deterministic": False, "method": "loss"}

@@ -207,6 +207,9 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_logits():
     np.testing.assert_allclose(found, (np.sum(nats * weights), 3.5), rtol=1e-5)
     np.testing.assert_allclose(apply(model, images(), labels(), method="loss"), (nats.sum(), 3), rtol=1e-5)
     assert apply(model, images(), labels(), weights=jnp.zeros(3), method="loss") == (0, 0)
+    smooth = make_model(dataclasses.replace(CONFIG, label_smoothing=0.3))
+    expected = 0.7 * nats + 0.3 * (np.log(np.exp(logits).sum(-1)) - logits.mean(-1))
+    np.testing.assert_allclose(apply(smooth, images(), labels(), method="loss"), (expected.sum(), 3), rtol=1e-5)
 
 
 def test_scores_count_the_best_and_the_five_best():

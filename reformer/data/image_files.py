@@ -58,11 +58,13 @@ class Decoder:
     Attributes:
         side: pixels of a row and of a column.
         skip_bad_images: leave out what is unreadable or has another size.
+        size_field: the field of the configuration that says `side`, and how.
         num_skipped: images left out so far.
     """
 
     side: int
     skip_bad_images: bool
+    size_field: str = "--config.data.length, which is side * side * 3"
     num_skipped: int = 0
 
     def decode(self, name: str, file: File) -> np.ndarray | None:
@@ -78,8 +80,7 @@ class Decoder:
                 reason = "it is no image that Pillow reads" if isinstance(error, UnidentifiedImageError) else error
                 raise ValueError(
                     f"{name} cannot be used: {reason}. Repair or remove it; or leave such images out by "
-                    "--config.data.skip_bad_images=True; or choose another size by --config.data.length, which is "
-                    "side * side * 3."
+                    f"--config.data.skip_bad_images=True; or choose another size by {self.size_field}."
                 ) from error
         self.num_skipped += 1
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from reformer.data import documents, image_files, images
-from reformer.data.source import Row, chosen_examples
+from reformer.data.source import Row, chosen_examples, name_labels
 
 DIGITS_SIDE, DIGITS_LARGEST = 8, 16  # pixels, and the value of a white one
 
@@ -82,6 +82,11 @@ class LabelledImages:
     augmentation: Augmentation
     label_names: Sequence[str] | None = None
     unit = "image"
+
+    @property
+    def assets(self) -> dict[str, bytes]:
+        """Files that belong to the trained parameters: the names of the labels."""
+        return {} if self.label_names is None else name_labels(self.label_names)
 
     @property
     def description(self) -> str:
@@ -189,7 +194,7 @@ def _read_files(config: Any, side: int) -> tuple[list[str] | None, dict[str, Spl
     """The names of the labels, the images of each split, and a remark on what was left out."""
     found = images.find(config)
     names, labels = _labels(config, found)
-    decoder = image_files.Decoder(side, config.skip_bad_images)
+    decoder = image_files.Decoder(side, config.skip_bad_images, "--config.task.image_size")
     splits = {}
     for split, files in found.items():
         pixels, kept = decoder.decode_all(files)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from reformer.data import documents
-from reformer.data.source import Row, pad
+from reformer.data.source import Row, name_labels, pad
 from reformer.data.text import BEGIN_ID, VOCAB_SIZE
 
 NUM_PACKAGES = 20  # the largest of the standard library
@@ -46,6 +46,11 @@ class PackageData:
     texts: tuple[dict[str, np.ndarray], ...]
     examples_per_label: int
     unit = "window"
+
+    @property
+    def assets(self) -> dict[str, bytes]:
+        """Files that belong to the trained parameters: the names of the labels."""
+        return name_labels(self.labels)
 
     @property
     def description(self) -> str:

@@ -55,6 +55,7 @@ def read(path: str, source: str, target: str, valid_fraction: float, test_fracti
         splits = _cut(splits["train"], valid_fraction, test_fraction)
     empty = {split: sum(not all(pair) for pair in zip(*texts, strict=True)) for split, texts in splits.items()}
     splits = {split: _without_empty(texts) for split, texts in splits.items()}
+    splits.setdefault("test", Texts([], []))
     for split in ("train", "valid"):
         if not splits[split].source:
             raise ValueError(f"data.path={path!r} holds no pair for {split}. {_RULE}")
@@ -104,7 +105,7 @@ def _test_names(found: set[str]) -> list[str]:
 
 
 def _read_pair(prefix: str, source: str, target: str) -> Texts:
-    texts = Texts(*(_read_lines(Path(f"{prefix}.{language}").expanduser()) for language in (source, target)))
+    texts = Texts(*(read_lines(Path(f"{prefix}.{language}").expanduser()) for language in (source, target)))
     if len(texts.source) != len(texts.target):
         raise ValueError(
             f"{prefix}.{source} has {len(texts.source):,} lines and {prefix}.{target} {len(texts.target):,}. Line i of "
@@ -113,11 +114,16 @@ def _read_pair(prefix: str, source: str, target: str) -> Texts:
     return texts
 
 
-def _read_lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text in UTF-8, without spaces at their ends.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         content = file.read_bytes().decode()
     except OSError as error:
-        raise ValueError(f"{str(file)!r} cannot be read ({error.strerror}). {_RULE}") from error
+        raise ValueError(f"{str(file)!r} cannot be read ({error.strerror}). Name a file of lines of text.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not text in UTF-8 ({error}). Convert it.") from error
     # Not `splitlines`, which also cuts at characters that stand within a line.

@@ -34,20 +34,23 @@ class Pair(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Rows of different lengths in one array."""
+    """Rows of different lengths in one array: row i is `ids[bounds[i] : bounds[i + 1]]`."""
 
     ids: Int[np.ndarray, " ids"]
-    ends: Int[np.ndarray, " rows"]
+    bounds: Int[np.ndarray, " rows+1"]
 
     def row(self, index: int | np.integer) -> Int32[np.ndarray, " ids"]:
         """The row number `index`."""
-        start = self.ends[index - 1] if index else 0
-        return self.ids[start : self.ends[index]].astype(np.int32)
+        return self.ids[self.bounds[index] : self.bounds[index + 1]].astype(np.int32)
+
+    def lengths(self, indices: Int[np.ndarray, " some"]) -> Int[np.ndarray, " some"]:
+        """Of the rows of these numbers; the others are not touched, there may be millions."""
+        return self.bounds[indices + 1] - self.bounds[indices]
 
     @property
-    def lengths(self) -> Int[np.ndarray, " rows"]:
+    def all_lengths(self) -> Int[np.ndarray, " rows"]:
         """Of all rows."""
-        return np.diff(self.ends, prepend=0)
+        return np.diff(self.bounds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +84,10 @@ class PairData:
     def description(self) -> str:
         """One line: the source, the pairs of each split, and those that are too long for a row."""
         counts = ", ".join(f"{len(texts.source):,} {split}" for split, texts in self.corpus.splits.items())
-        documents = f", in documents of up to {self.num_joined}" if self.num_joined > 1 else ""
+        documents = ""
+        if self.num_joined > 1:
+            mean = self.fits("train", self.length).sum() / max(1, self.num_examples("train", self.length))
+            documents = f", in documents of up to {self.num_joined} ({mean:.3g} fit on average)"
         missing = {split: int((~self.fits(split, self.length)).sum()) for split in self.corpus.splits}
         too_long = ", ".join(f"{count:,} {split}" for split, count in missing.items() if count)
         return (
@@ -101,11 +107,13 @@ class PairData:
 
     def fits(self, split: str, length: int) -> Bool[np.ndarray, " pairs"]:
         """For every pair of a split, whether a row of `length` holds it with its end ids."""
-        source, target = (ragged.lengths + 1 for ragged in self._ids[split])
+        source, target = (ragged.all_lengths + 1 for ragged in self._ids[split])
         return (source <= self.source_length) & (target <= length)
 
     def training_examples(self, length: int, seed: int) -> grain.MapDataset:
-        """Endless pairs in random order, each once per epoch; documents are made of others in every epoch.
+        """Endless pairs in random order, each once per epoch.
+
+        A document is made of others in every epoch; those that no longer fit into it are left out of that epoch.
 
         Raises:
             ValueError: no pair fits.
@@ -128,7 +136,7 @@ class PairData:
         """The pair, or document, number `index` of those that fit."""
         return self.make_pair(split, self._documents(split, length)[index], length)
 
-    def make_pair(self, split: str, indices: Sequence[int] | np.ndarray, length: int) -> Pair:
+    def make_pair(self, split: str, indices: Int[np.ndarray, " pairs"], length: int) -> Pair:
         """Joins pairs in the order of `indices`, as many of them as fit."""
         count = self._num_that_fit(split, indices, length)
         source, target = (subwords.join([side.row(i) for i in indices[:count]]) for side in self._ids[split])
@@ -153,7 +161,9 @@ class PairData:
         """Bits per subword of the target, end id included, if each costs what its share of the training text says."""
         _, trained = self._ids["train"]
         counts = np.bincount(trained.ids, minlength=self.vocabulary.num_ids) + 1.0  # add one (Laplace)
-        counts[subwords.END_ID] += len(trained.ends)
+        num_documents = self.num_examples("train", length)
+        counts[subwords.END_ID] += num_documents
+        counts[subwords.SEPARATOR_ID] += self.fits("train", length).sum() - num_documents
         indices = chosen_examples(self, split, length, max_examples)
         scored = np.concatenate([self.example(split, int(i), length).targets for i in indices])
         return {"order-0 counts": float(-np.log2(counts[scored] / counts.sum()).mean())}
@@ -162,6 +172,8 @@ class PairData:
     def _documents(self, split: str, length: int) -> list[np.ndarray]:
         """Numbers of the pairs of each document of a split, in order; what fits nowhere is in none."""
         left = np.flatnonzero(self.fits(split, length))
+        if self.num_joined == 1:
+            return list(left[:, None])
         found = []
         while len(left):
             count = self._num_that_fit(split, left[: self.num_joined], length)
@@ -169,9 +181,9 @@ class PairData:
             left = left[count:]
         return found
 
-    def _num_that_fit(self, split: str, indices: Sequence[int] | np.ndarray, length: int) -> int:
+    def _num_that_fit(self, split: str, indices: Int[np.ndarray, " pairs"], length: int) -> int:
         """How many pairs, from the first, fit into a row together; at least the first does."""
-        source, target = (np.cumsum(ragged.lengths[indices] + 1) for ragged in self._ids[split])
+        source, target = (np.cumsum(ragged.lengths(indices) + 1) for ragged in self._ids[split])
         return max(1, int(((source <= self.source_length) & (target <= length)).sum()))
 
 
@@ -223,7 +235,7 @@ def load(config: Any, length: int) -> PairData:
 
 def _encode(vocabulary: Subwords, lines: Sequence[str]) -> Ragged:
     dtype = np.uint16 if vocabulary.num_ids <= 2**16 else np.int32
-    parts, lengths = [np.zeros(0, dtype)], [np.zeros(0, np.int64)]
+    parts, lengths = [np.zeros(0, dtype)], [np.zeros(1, np.int64)]
     for start in range(0, len(lines), _LINES_AT_ONCE):
         rows = vocabulary.encode(lines[start : start + _LINES_AT_ONCE])
         lengths.append(np.array([len(row) for row in rows], np.int64))

@@ -69,6 +69,11 @@ def assets(source: Source) -> dict[str, bytes]:
     return getattr(source, "assets", {})
 
 
+def name_labels(names: Sequence[str]) -> dict[str, bytes]:
+    """The file that says what the labels of a classifier mean, in the order of its logits, for `assets`."""
+    return {"labels.txt": "".join(f"{name}\n" for name in names).encode()}
+
+
 class NextToken(abc.ABC):
     """A base of sources for language models: each target is predicted from those before it.
 

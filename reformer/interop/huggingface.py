@@ -1,10 +1,9 @@
 """Hugging Face's Reformers with any of their heads: `config.json` and `model.safetensors`, never pickle."""
 
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from reformer.interop.huggingface_config import (
     declared_architecture,
     fields_from_config,
     labels_from_fields,
+    named,
     read_fields,
 )
 from reformer.interop.huggingface_heads import (
@@ -82,11 +82,11 @@ def load_model(directory: str | os.PathLike, dtype: str = "float32") -> tuple[Tr
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
     directory = Path(directory)
     fields, path = read_fields(directory), directory / _WEIGHTS_FILE
-    with _named(directory / CONFIG_FILE):
+    with named(directory / CONFIG_FILE):
         config, declared = config_from_fields(fields, dtype), declared_architecture(fields)
     stored = _read_tensors(path)
     architecture = find_architecture(path, stored, declared, config)
-    with _named(directory / CONFIG_FILE):
+    with named(directory / CONFIG_FILE):
         num_labels = count_labels(fields, stored, architecture)
     layout = layout_of(config, architecture, num_labels)
     expected = {tensor.name: tensor.stored_shape for tensor in layout}
@@ -104,7 +104,7 @@ def load_labels(directory: str | os.PathLike) -> tuple[str, ...] | None:
     """
     directory = Path(directory)
     fields = read_fields(directory)
-    with _named(directory / CONFIG_FILE):
+    with named(directory / CONFIG_FILE):
         return labels_from_fields(fields)
 
 
@@ -150,15 +150,6 @@ def save_model(
         Path(staging, CONFIG_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
         for name in (_WEIGHTS_FILE, CONFIG_FILE):  # without config.json it is no checkpoint yet
             Path(staging, name).rename(directory / name)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Says of what file an error is."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _parameters(layout: Iterable[Tensor], stored: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The `config.json` of a Hugging Face Reformer, to and from `ReformerConfig`."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Says of what file an error is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_fields(directory: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, read_fields
+from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, named, read_fields
 
 PIECES_FILE = "spiece.model"
 _OTHER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")  # of tokenizers that are none of these two
@@ -112,7 +112,9 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
         ValueError: if the tokenizer has ids that the model lacks, or a file is not what it should be.
     """
     directory = Path(directory)
-    vocab_size = config_from_fields(read_fields(directory), "float32").vocab_size
+    fields = read_fields(directory)
+    with named(directory / CONFIG_FILE):
+        vocab_size = config_from_fields(fields, "float32").vocab_size
     file = directory / PIECES_FILE
     if file.is_file():
         tokenizer = SentencePieceTokenizer(file)

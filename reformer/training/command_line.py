@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import re
 import runpy
 import sys
@@ -58,6 +59,17 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def check_output(flag: str, file: Path | None) -> None:
+    """Raises a ValueError unless the file that `flag` names can be written; None is no file."""
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if file.is_dir() or not folder.is_dir():
+        raise ValueError(f"{flag}={file} must be a file in a folder that exists. Create the folder or name another.")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise ValueError(f"{flag}={file} cannot be written. Name another file.")
 
 
 def load_config(path_and_preset: str) -> ConfigDict:

@@ -11,6 +11,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from reformer.config import ReformerConfig
+from reformer.data import pairs
+from reformer.data.source import Source, assets
 from reformer.training import checkpoint, settings
 from reformer.training.state import TrainState
 
@@ -65,6 +67,7 @@ class _Found:
 
     name: str
     config: ReformerConfig
+    vocabulary: bytes | None  # its subwords; None = its ids are bytes
     shapes: Mapping[str, Shape]
     read: Callable[[jax.sharding.Mesh], Leaves]
 
@@ -83,11 +86,11 @@ class _Found:
         )
 
 
-def find(config: ConfigDict) -> Origin | None:
+def find(config: ConfigDict, data: Source) -> Origin | None:
     """Finds what `training.init_from` names and compares it with the model of a config; None if it names nothing.
 
     Raises:
-      ValueError: If nothing is there, or the embeddings or the stack do not fit.
+      ValueError: If nothing is there, or the embeddings or the stack do not fit, or the ids of `data` are others.
       OSError: If it is damaged.
     """
     wanted = config.training.init_from
@@ -99,6 +102,11 @@ def find(config: ConfigDict) -> Origin | None:
     shapes = checkpoint.param_shapes(settings.make_model(config))
     there, here = ({"model": _resolved(model)} for model in (found.config, settings.model_config(config)))
     changes = settings.differences(there, here)
+    if found.vocabulary != assets(data).get(pairs.ASSET):
+        raise ValueError(
+            f"config.training.init_from: the ids of {found.name} are other subwords than those of the data "
+            f"({data.description}), its embeddings would mean something else. Name a run on the same subwords."
+        )
     _require(found, shapes, changes)
     copied = tuple(path for path, shape in shapes.items() if found.shapes.get(path) == shape)
     return Origin(found.name, copied, tuple(path for path in shapes if path not in copied), changes, found.read)
@@ -118,18 +126,21 @@ def _find(directory: Path) -> _Found:
 
 def _find_run(workdir: Path) -> _Found:
     stored = settings.read(workdir)
+    # The loss of ELECTRA rises while both its models learn: the lowest is not that of the best.
+    wanted = "latest" if stored["task"]["name"] == "electra" else "best"
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoint.choose(checkpoints, "best")
+        step = checkpoint.choose(checkpoints, wanted)
 
     def read(mesh: jax.sharding.Mesh) -> Leaves:
         return _by_path(checkpoint.load(workdir, step, mesh)[1]["params"])
 
     shapes = checkpoint.param_shapes(settings.make_model(stored))
-    return _Found(f"{workdir}, step {step}", settings.model_config(stored), shapes, read)
+    name, vocabulary = f"{workdir}, step {step}", _read_bytes(workdir / pairs.ASSET)
+    return _Found(name, settings.model_config(stored), vocabulary, shapes, read)
 
 
 def _find_huggingface(directory: Path) -> _Found:
-    from reformer.interop import huggingface
+    from reformer.interop import huggingface, tokenizers
 
     try:
         model, variables = huggingface.load_model(directory)
@@ -137,7 +148,12 @@ def _find_huggingface(directory: Path) -> _Found:
         raise ValueError(f"config.training.init_from: {error}") from error
     leaves = _by_path(variables["params"])
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    return _Found(str(directory), model.config, shapes, lambda mesh: leaves)
+    vocabulary = _read_bytes(directory / tokenizers.PIECES_FILE)
+    return _Found(str(directory), model.config, vocabulary, shapes, lambda mesh: leaves)
+
+
+def _read_bytes(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
 
 
 def _require(found: _Found, shapes: Mapping[str, Shape], changes: Mapping[str, tuple[Any, Any]]) -> None:
@@ -147,6 +163,11 @@ def _require(found: _Found, shapes: Mapping[str, Shape], changes: Mapping[str, t
         raise ValueError(
             f"config.training.init_from: {found.name} consists of {_groups(found.shapes)}. Name a part with embeddings "
             "and stack of its own: DIR:PART."
+        )
+    if may_be and not is_whole:
+        raise ValueError(
+            f"config.training.init_from: {found.name} is one model, and this one consists of {_groups(shapes)}. Name a "
+            "run of the same task."
         )
     for path in dict.fromkeys([*shapes, *found.shapes]):
         there, here = found.shapes.get(path, "absent"), shapes.get(path, "absent")

@@ -49,9 +49,9 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     if config.training.frozen:
         frozen.check(config.training.frozen, checkpoint.param_shapes(settings.make_model(config)))
     finished_step = workdir.latest_step(Path(directory))
-    origin = None if finished_step else fine_tuning.find(config)
     data = registry.load_data(config, settings.window_length(config))
     workdir.check_data(Path(directory), data)
+    origin = None if finished_step else fine_tuning.find(config, data)
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh, is_trained=True)
     batches.training_batches(config, data, mesh)

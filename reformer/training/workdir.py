@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from reformer.data import pairs
 from reformer.data.source import Source, assets
 from reformer.training import agreement, disk, lock, settings
 from reformer.training.checkpoint import NAME as CHECKPOINTS
@@ -83,12 +84,15 @@ def check_data(workdir: Path, data: Source) -> None:
 
 
 def check_assets(workdir: Path, data: Source) -> None:
-    """Raises a ValueError if the data come with another vocabulary than the run in `workdir` was trained with."""
+    """Raises a ValueError if the data come with another vocabulary, or labels, than the run in `workdir` has."""
     for name, content in assets(data).items():
         if (workdir / name).is_file() and (workdir / name).read_bytes() != content:
+            repair = "Name data that have the same, by --config.data.path."
+            if name == pairs.ASSET:
+                repair = f"Use the run's own by --config.data.subwords={workdir / name}."
             raise ValueError(
                 f"{workdir / name} is not the one of the data ({data.description}): the trained parameters mean other "
-                f"ids. Use the run's own by --config.data.subwords={workdir / name}."
+                f"{'ids' if name == pairs.ASSET else 'labels'}. {repair}"
             )
 
 

@@ -108,6 +108,8 @@ def test_a_label_that_only_validation_has_is_refused(tmp_path):
 
 def test_a_split_of_images_of_another_size_is_refused(tmp_path):
     _write_folder(tmp_path, ["train/x/a.png", "valid/x/b.png"], _pixels(2))
+    with pytest.raises(ValueError, match=r"or choose another size by --config\.task\.image_size\."):
+        _load(tmp_path, length=16 * 16 * 3)
     with pytest.raises(
         ValueError, match=r"has no train image of 16x16 \(2 bad images left out\).*config.task.image_size"
     ):

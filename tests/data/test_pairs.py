@@ -95,7 +95,8 @@ def test_pairs_with_an_empty_side_are_left_out_and_counted(load, tmp_path):
     with (tmp_path / "some.train.de").open("a") as file:
         file.write("allein\n")
     data = load(path=tmp_path / "some")
-    assert "(1 pairs with an empty side left out): 50 train, 10 valid pairs" in data.description
+    assert "(1 pairs with an empty side left out): 50 train, 10 valid, 0 test pairs" in data.description
+    assert data.num_examples("test", LENGTH) == 0 and data.documents("test", LENGTH) == []
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,8 @@ def test_documents_are_whole_pairs_as_many_as_fit(load):
         sources, targets = decode(data, row)
         assert targets == [translate(sentence) for sentence in sources] and 1 <= len(sources) <= 3
         assert (row["source"] == subwords.SEPARATOR_ID).sum() == len(sources) - 1
-    assert "pairs, in documents of up to 3;" in data.description
+    num_joined = [len(data._documents("train", 48)[i]) for i in range(data.num_examples("train", 48))]
+    assert f"pairs, in documents of up to 3 ({np.mean(num_joined):.3g} fit on average);" in data.description
 
 
 def test_evaluated_documents_hold_every_pair_once_and_in_order(load):
@@ -218,3 +220,14 @@ def test_the_baseline_is_the_share_of_each_subword_in_the_training_text(load):
     scored = [[*row, subwords.END_ID] for row in data.vocabulary.encode([translate(s) for s in SENTENCES[100:112]])]
     expected = -np.log2(counts[np.concatenate(scored)] / counts.sum()).mean()
     np.testing.assert_allclose(data.baselines("valid", LENGTH)["order-0 counts"], expected, rtol=1e-12)
+
+
+def test_the_baseline_of_documents_knows_their_separators(load):
+    data = load(48, join=3)
+    trained, scored = (
+        np.concatenate([data.example(split, i, 48).targets for i in range(data.num_examples(split, 48))])
+        for split in ("train", "valid")
+    )
+    counts = np.bincount(trained, minlength=NUM_SUBWORDS) + 1
+    expected = -np.log2(counts[scored] / counts.sum()).mean()
+    np.testing.assert_allclose(data.baselines("valid", 48)["order-0 counts"], expected, rtol=1e-12)

@@ -87,12 +87,13 @@ def test_a_classifier_begins_with_the_discriminator(config, tmp_path):
     workdir = runs.save_untrained(config, tmp_path / "run")
     tuned = config.copy_and_resolve_references()
     tuned.task.name, tuned.training.init_from = "classification", f"{workdir}:discriminator"
-    origin = fine_tuning.find(tuned)
+    data = registry.load_data(config, settings.window_length(config))
+    origin = fine_tuning.find(tuned, data)
     assert {path.split("/")[0] for path in origin.copied} == {"embeddings", "stack", "norm"}
     assert {path.split("/")[0] for path in origin.new} == {"head_hidden", "head"}
     tuned.training.init_from = str(workdir)
     with pytest.raises(ValueError, match=r"consists of discriminator, generator\. Name a part"):
-        fine_tuning.find(tuned)
+        fine_tuning.find(tuned, data)
 
 
 def test_micro_batches_have_the_gradient_of_one_large_batch(config):

@@ -1,5 +1,6 @@
 """A run begins with the parameters of another, or of a Hugging Face checkpoint, and says which; or it says why not."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -9,7 +10,8 @@ from flax import traverse_util
 
 from reformer import ReformerConfig, ReformerLM
 from reformer.interop import huggingface
-from reformer.training import checkpoint, fine_tuning, loop, settings
+from reformer.tasks import registry
+from reformer.training import checkpoint, fine_tuning, loop, settings, workdir
 from reformer.training.programs import make_programs
 from tests.training.runs import run, save_untrained
 
@@ -61,6 +63,10 @@ def pretrained(make_masked, tmp_path_factory):
     return save_untrained(make_masked(), tmp_path_factory.mktemp("pretrained") / "run")
 
 
+def find(config):
+    return fine_tuning.find(config, registry.load_data(config, settings.window_length(config)))
+
+
 def leaves(params):
     return traverse_util.flatten_dict(params, sep="/")
 
@@ -85,13 +91,13 @@ def test_what_fits_is_copied_and_the_rest_is_new(pretrained, make_classifier, tm
 def test_what_was_copied_and_what_is_new_is_said(pretrained, make_classifier):
     config = make_classifier(pretrained)
     config.model.num_hashes = 7
-    text = fine_tuning.find(config).describe()
+    text = find(config).describe()
     assert text.startswith(f"begins with embeddings, norm, stack of {pretrained}, step 1; new: head, head_hidden\n")
     assert text.endswith("model.num_hashes: 2 -> 7")
 
 
 def test_nothing_is_read_where_nothing_is_named(make_classifier):
-    assert fine_tuning.find(make_classifier()) is None
+    assert find(make_classifier()) is None
 
 
 @pytest.mark.slow
@@ -121,15 +127,37 @@ def test_a_hugging_face_checkpoint_is_a_place_to_begin(make_classifier, tmp_path
     model = settings.model_config(config)
     params = ReformerLM(model).init(jax.random.key(3), method="create")
     huggingface.save(tmp_path / "theirs", model, params)
-    origin = fine_tuning.find(config)
+    origin = find(config)
     assert origin.describe() == f"begins with embeddings, norm, stack of {tmp_path / 'theirs'}; new: head, head_hidden"
     found = origin.read(None)
     np.testing.assert_array_equal(found["embeddings/token"], params["params"]["embeddings"]["token"])
 
 
+def test_ids_that_mean_something_else_are_refused(make_classifier, tmp_path):
+    config = make_classifier(tmp_path / "theirs")
+    config.model.semantics = "huggingface"
+    model = settings.model_config(config)
+    huggingface.save(tmp_path / "theirs", model, ReformerLM(model).init(jax.random.key(3), method="create"))
+    (tmp_path / "theirs" / "spiece.model").write_bytes(b"pieces")
+    with pytest.raises(ValueError, match=r"the ids of .*theirs are other subwords than those of the data"):
+        find(config)
+
+
+def test_labels_that_mean_something_else_are_refused(make_classifier, tmp_path):
+    config = make_classifier()
+    data = registry.load_data(config, settings.window_length(config))
+    (tmp_path / "labels.txt").write_bytes(data.assets["labels.txt"])
+    workdir.check_assets(tmp_path, data)
+    (tmp_path / "labels.txt").write_text("bottom\nleft\n")
+    with pytest.raises(ValueError, match=r"labels\.txt is not the one of .* mean other labels\. Name data that have"):
+        workdir.check_assets(tmp_path, data)
+
+
 def test_a_part_of_a_model_is_a_place_to_begin():
     shapes = {"generator/head/bias": (1,), "discriminator/stack/kernel": (2, 3), "discriminator/norm/scale": (4,)}
-    found = fine_tuning._Found("runs/x, step 3", ReformerConfig(), shapes, lambda mesh: {path: path for path in shapes})
+    found = fine_tuning._Found(
+        "runs/x, step 3", ReformerConfig(), None, shapes, lambda mesh: {path: path for path in shapes}
+    )
     part = found.part("discriminator")
     assert part.shapes == {"stack/kernel": (2, 3), "norm/scale": (4,)}
     assert part.read(None) == {name: f"discriminator/{name}" for name in part.shapes}
@@ -137,6 +165,9 @@ def test_a_part_of_a_model_is_a_place_to_begin():
     with pytest.raises(ValueError, match="runs/x, step 3 has no part 'encoder', only generator, discriminator"):
         found.part("encoder")
     fine_tuning._require(found, shapes, {})  # the same parts in both
+    whole = dataclasses.replace(found, shapes={"stack/kernel": (2, 3)})
+    with pytest.raises(ValueError, match=r"is one model, and this one consists of generator, discrim"):
+        fine_tuning._require(whole, shapes, {})
     with pytest.raises(ValueError, match=r"consists of generator, discriminator\. Name a part.*DIR:PART"):
         fine_tuning._require(found, {"embeddings/token": (1,)}, {})
 
@@ -161,17 +192,17 @@ def test_another_size_is_refused_with_the_fields_that_differ(pretrained, make_cl
     config = make_classifier(pretrained)
     config.model.update(changes)
     with pytest.raises(ValueError, match=message):
-        fine_tuning.find(config)
+        find(config)
 
 
 def test_what_is_no_model_is_refused(make_classifier, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):
         with pytest.raises(ValueError, match=r"init_from='.*' is neither the workdir of a run with checkpoints nor"):
-            fine_tuning.find(make_classifier(tmp_path / name))
+            find(make_classifier(tmp_path / name))
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "reformer", "attn_layers": ["local"]}')
     with pytest.raises(ValueError, match=r"init_from: .*model\.safetensors does not exist"):
-        fine_tuning.find(make_classifier(tmp_path / "empty"))
+        find(make_classifier(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(

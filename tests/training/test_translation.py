@@ -156,6 +156,38 @@ def test_documents_are_compared_as_one_text_and_missing_parts_are_told(
     assert record["bleu"] == 100 and record["share_with_all_texts"] == round(1 - 1 / record["texts"], 4)
 
 
+def test_blank_lines_stay_blank_and_the_record_says_what_was_changed(short_run, capsys, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("\nman\n  \ndog\n\n")
+    monkeypatch.setattr(beam, "search", lambda model, variables, sources, how, **_: (sources, None))
+    output = tmp_path / "out.txt"
+    record, lines = run(
+        capsys, f"--workdir={short_run}", f"--input={tmp_path / 'in.txt'}", f"--output={output}", "--seed=3",
+        "--config.model.num_hashes=2",
+    )  # fmt: skip
+    assert output.read_text() == "\nman\n\ndog\n\n" and lines == []
+    assert record["texts"] == 5 and record["seed"] == 3 and record["changes"] == {"model.num_hashes": 2}
+    (tmp_path / "blank.txt").write_text("\n\n")
+    message = error(capsys, f"--workdir={short_run}", f"--input={tmp_path / 'blank.txt'}")
+    assert "there is nothing to translate" in message
+
+
+def test_ids_beyond_the_vocabulary_are_never_written(make_config, short_run, tmp_path):
+    config = make_config(vocab_size=NUM_SUBWORDS + 10)
+    directory = runs.save_untrained(config, tmp_path / "run")
+    (directory / "subwords.model").write_bytes((short_run / "subwords.model").read_bytes())
+    made = translation.prepare(config, directory, "latest", lines=["man"])
+    assert set(range(NUM_SUBWORDS, NUM_SUBWORDS + 10)) < set(made.how.never)
+
+
+def test_the_buckets_are_those_of_the_training_rows(make_config, short_run):
+    config = make_config()
+    config.data.length = 32
+    job = translation.prepare(config, short_run, "latest", lines=["man"])
+    buckets = settings.with_trained_buckets(make_config()).num_buckets
+    assert job.model.config.num_buckets == job.model.encoder_config.num_buckets == buckets
+    assert settings.with_trained_buckets(config).num_buckets != buckets
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -165,8 +197,13 @@ def test_documents_are_compared_as_one_text_and_missing_parts_are_told(
         (("--split=test", "--config.model.embed_dim=64"), "the trained parameters do not allow this"),
         (("--split=test", "--config.task.share_embeddings=False"), "this has no effect here"),
         (("--split=test", "--checkpoint=7"), "checkpoint='7' does not exist"),
-        (("--split=test", "--output=/nowhere/out.txt"), "must be a file in a folder that exists"),
-        (("--input=/nowhere/in.txt",), "cannot be read as text"),
+        (
+            ("--split=test", "--output=/nowhere/out.txt"),
+            "--output=/nowhere/out.txt must be a file in a folder that exi",
+        ),
+        (("--split=test", "--output=/"), "--output=/ must be a file in a folder that exists"),
+        (("--split=test", "--config.data.subwords=other.model"), "are always used. Leave it out"),
+        (("--input=/nowhere/in.txt",), "'/nowhere/in.txt' cannot be read (No such file or directory)"),
     ],
 )
 def test_what_cannot_be_done_is_said(short_run, capsys, arguments, message):
