@@ -27,16 +27,15 @@ from reformer.training import batches, command_line, loop, memory, metrics, prog
 PRESETS = [f"patch{size}{kind}" for size in (8, 4, 2) for kind in ("_full", "")]
 TINY = ["tiny_full", "tiny"]
 NUM_TIMED = 5  # steps, after one to warm up
-NUM_EVALUATIONS = 10
 
 
-def make_config(preset: str, seed: int, num_steps: int, overrides: Sequence[str]):
-    """Returns the experiment, evaluated ten times."""
+def make_config(preset: str, seed: int, num_steps: int, num_evaluations: int, overrides: Sequence[str]):
+    """Returns the experiment, evaluated so many times."""
     config = command_line.override(vit.get_config(preset), list(overrides))
     config.seed = seed
     config.training.num_steps = num_steps
     config.training.log_every_steps = max(1, num_steps // 100)
-    config.evaluation.every_steps = config.checkpoint.every_steps = max(1, num_steps // NUM_EVALUATIONS)
+    config.evaluation.every_steps = config.checkpoint.every_steps = max(1, num_steps // num_evaluations)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_steps // 10)
     return config
 
@@ -53,7 +52,7 @@ def time_once(preset: str, overrides: Sequence[str], workdir: Path) -> dict:
 
 def measure_step(preset: str, overrides: Sequence[str], workdir: Path) -> dict:
     """Measures the training step of a preset in this process, which should be a fresh one."""
-    run = loop.prepare(make_config(preset, 0, 100, overrides), str(workdir / "unused"))
+    run = loop.prepare(make_config(preset, 0, 100, 1, overrides), str(workdir / "unused"))
     with jax.set_mesh(run.mesh):
         made = programs.make_programs(run.config, run.mesh)
         compiled = programs.compile_step(made, batches.training_shapes(run.config, run.data, run.mesh))
@@ -73,9 +72,11 @@ def measure_step(preset: str, overrides: Sequence[str], workdir: Path) -> dict:
     }
 
 
-def train(preset: str, seed: int, num_steps: int, overrides: Sequence[str], workdir: Path) -> dict:
+def train(
+    preset: str, seed: int, num_steps: int, num_evaluations: int, overrides: Sequence[str], workdir: Path
+) -> dict:
     """Trains, or continues, and returns the course of the validation."""
-    config = make_config(preset, seed, num_steps, overrides)
+    config = make_config(preset, seed, num_steps, num_evaluations, overrides)
     directory = workdir / record.of_overrides(overrides) / f"{preset}-{num_steps}-{seed}"
     loop.train(loop.prepare(config, str(directory)))
     tokens = config.training.batch_size * settings.window_length(config)
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=20, help="of training, for each preset and seed")
     parser.add_argument("--num_steps", type=int, help="instead of --minutes")
+    parser.add_argument("--num_evaluations", type=int, default=10, help="of every run")
     parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
     parser.add_argument("--workdir", type=Path, default=Path("runs/vision"))
     arguments, overrides = parser.parse_known_args()
@@ -131,11 +133,13 @@ def main() -> None:
     origin, lines = record.provenance(), []
     for preset in arguments.presets:
         timed = time_once(preset, overrides, arguments.workdir)
-        num_steps = arguments.num_steps or max(NUM_EVALUATIONS, int(arguments.minutes * 60 / timed["step_seconds"]))
+        num_steps = arguments.num_steps or int(arguments.minutes * 60 / timed["step_seconds"])
+        num_steps = max(num_steps, arguments.num_evaluations)
         print(timed, flush=True)
         rows = []
         for seed in arguments.seeds:
-            trained = record.in_fresh_process(train, preset, seed, num_steps, overrides, arguments.workdir)
+            wanted = (preset, seed, num_steps, arguments.num_evaluations, overrides, arguments.workdir)
+            trained = record.in_fresh_process(train, *wanted)
             rows.append(timed | trained)
             record.append("vision", rows[-1] | origin)
         lines.append(describe(rows))
