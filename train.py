@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> None:
     with command_line.user_errors(ValueError, OSError):
         run, is_dry = parse(arguments)
     if is_dry:
-        show(loop.dry_run(run))
+        with command_line.user_errors():
+            show(loop.dry_run(run))
         return
     distributed.meet("checked")  # before one of them changes the workdir that another still checks
     with command_line.user_errors(FloatingPointError, OSError):

@@ -63,8 +63,6 @@ def huggingface(dropout_rate: float, dtype: str, seed: int) -> tuple[LossAndGrad
     import transformers
     from transformers.models.reformer import modeling_reformer
 
-    from benchmarks import train_step
-
     config = transformers.ReformerConfig(
         attn_layers=["local", "lsh"] * 3,
         hidden_size=64,
@@ -76,7 +74,7 @@ def huggingface(dropout_rate: float, dtype: str, seed: int) -> tuple[LossAndGrad
         num_buckets=2 * LENGTH // 16,
         local_attn_chunk_length=16,
         lsh_attn_chunk_length=16,
-        axial_pos_shape=train_step.axial_shape(LENGTH),
+        axial_pos_shape=record.axial_shape(LENGTH),
         axial_pos_embds_dim=AXIAL_DIMS,
         max_position_embeddings=LENGTH,
         hidden_dropout_prob=dropout_rate,
@@ -118,8 +116,6 @@ def lucidrains(dropout_rate: float, dtype: str, seed: int, attn_chunks: int):
     import torch
     from reformer_pytorch import ReformerLM
 
-    from benchmarks import train_step
-
     torch.manual_seed(seed)
     model = ReformerLM(
         num_tokens=VOCAB_SIZE,
@@ -137,7 +133,7 @@ def lucidrains(dropout_rate: float, dtype: str, seed: int, attn_chunks: int):
         lsh_dropout=dropout_rate,
         causal=True,
         axial_position_emb=True,
-        axial_position_shape=train_step.axial_shape(LENGTH),
+        axial_position_shape=record.axial_shape(LENGTH),
     )
     model = model.to(getattr(torch, dtype)).train()
     results = []

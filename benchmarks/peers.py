@@ -9,6 +9,7 @@ Command (see requirements-peers.txt): python benchmarks/peers.py --length 4096 1
 
 import argparse
 import itertools
+import os
 import statistics
 import sys
 import time
@@ -38,8 +39,6 @@ def huggingface(length: int, dropout_rate: float, num_hashes: int, num_heads: in
     import torch
     import transformers
 
-    from benchmarks import train_step
-
     torch.set_num_threads(NUM_THREADS)
     config = transformers.ReformerConfig(
         attn_layers=["local", "lsh"] * 3,
@@ -51,7 +50,7 @@ def huggingface(length: int, dropout_rate: float, num_hashes: int, num_heads: in
         num_hashes=num_hashes,
         local_attn_chunk_length=64,
         lsh_attn_chunk_length=64,
-        axial_pos_shape=train_step.axial_shape(length),
+        axial_pos_shape=record.axial_shape(length),
         axial_pos_embds_dim=(64, 192),
         max_position_embeddings=length,
         hidden_dropout_prob=dropout_rate,
@@ -72,8 +71,6 @@ def lucidrains(length: int, dropout_rate: float, num_hashes: int, num_heads: int
     import torch
     from reformer_pytorch import ReformerLM
 
-    from benchmarks import train_step
-
     torch.set_num_threads(NUM_THREADS)
     torch.manual_seed(0)
     model = ReformerLM(
@@ -93,7 +90,7 @@ def lucidrains(length: int, dropout_rate: float, num_hashes: int, num_heads: int
         lsh_dropout=dropout_rate,
         causal=True,
         axial_position_emb=True,
-        axial_position_shape=train_step.axial_shape(length),
+        axial_position_shape=record.axial_shape(length),
     ).train()
     tokens = torch.randint(0, 320, (1, length))
     targets = tokens.roll(-1, 1)[0]
@@ -115,11 +112,17 @@ LIBRARIES = {
     "Hugging Face": huggingface,
     "lucidrains": lucidrains,
 }
+THEIRS = ("Hugging Face", "lucidrains")
 
 
 def work(pipe, library: str, options: dict) -> None:
     """Runs a step whenever the number of one is received, and returns its seconds and the peak memory so far."""
+    is_theirs = library in THEIRS
+    if is_theirs:
+        os.environ.update(USE_JAX="0", USE_FLAX="0")  # transformers imports JAX where it is installed
     step = LIBRARIES[library](**options)
+    if is_theirs and "jax" in sys.modules:
+        raise RuntimeError(f"the process of {library} holds JAX, whose memory would count as theirs")
     pipe.send(None)
     while (i := pipe.recv()) is not None:
         getattr(step, "prepare", lambda: None)()
@@ -186,6 +189,8 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES))
     parser.add_argument("--baseline", default="Hugging Face", choices=list(LIBRARIES))
     arguments = parser.parse_args()
+    if arguments.baseline not in arguments.libraries:
+        parser.error(f"--baseline={arguments.baseline!r} must be one of --libraries")
     origin = record.provenance() | {"num_threads": NUM_THREADS} | record.versions("torch", "transformers")
     rows = []
     for length, rate in itertools.product(arguments.length, arguments.dropout_rate):

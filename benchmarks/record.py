@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -54,14 +55,14 @@ def of_overrides(overrides: Sequence[str]) -> str:
 def with_training_seconds(entries: Iterable[dict], tokens_per_step: int) -> Iterator[tuple[dict, float]]:
     """Yields the entries of `metrics.jsonl`, in order, each with the seconds of all steps until then.
 
-    They are those of the steps alone, without compiling, evaluating and saving.
+    They are those of the steps alone, without compiling, evaluating and saving; every step counts as many as half of
+    the steps took at most, so that neither a pause of the run nor other work on the machine counts.
     """
-    seconds, last_step = 0.0, 0
+    entries = list(entries)
+    rates = [entry["tokens_per_second"] for entry in entries if "tokens_per_second" in entry]
+    seconds_per_step = tokens_per_step / statistics.median(rates)
     for entry in entries:
-        if entry["split"] == "train" and "tokens_per_second" in entry:
-            seconds += (entry["step"] - last_step) * tokens_per_step / entry["tokens_per_second"]
-            last_step = entry["step"]
-        yield entry, seconds
+        yield entry, entry["step"] * seconds_per_step
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -83,6 +84,12 @@ def in_fresh_process(function: Callable, *args, **kwargs) -> Any:
     """Returns function(*args, **kwargs), run in a process of its own, whose peak memory is then that of the call."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
+
+
+def axial_shape(length: int) -> tuple[int, int]:
+    """Returns two factors whose product is at least `length`, near its root; exact for powers of two."""
+    first = 2 ** (length.bit_length() // 2)
+    return first, -(-length // first)
 
 
 def peak_resident_bytes() -> int:

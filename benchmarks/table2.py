@@ -55,7 +55,7 @@ def accuracy(preset: str, workdir: Path, attention: str, correct_duplicates: boo
     config = make_config(preset, attention, correct_duplicates)
     wanted = evaluation.prepare(config, workdir, "latest", "test")
     with jax.set_mesh(wanted.mesh):
-        _, variables = checkpoint.load(workdir, "latest")
+        _, variables = checkpoint.load(workdir, "latest", wanted.mesh)
         evaluator = evaluation.make_evaluator(config, wanted.data, "test", wanted.mesh)
         seeds = range(NUM_HASH_SEEDS if attention != "full" else 1)
         return 100 * float(np.mean([evaluator.measure(variables["params"], seed).accuracy for seed in seeds]))

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from reformer import ReformerConfig, ReformerLM, compiler_options
 from reformer.flops import flops_per_token
+from reformer.training import memory
 
 CHUNK_LENGTH = 4096  # tokens of the feed-forward, the projections and the loss at once: they stay in cache
 SHORTEST_CHUNKED = 8192
@@ -42,18 +43,12 @@ def make_config(length: int, **changes) -> ReformerConfig:
         "attention_pattern": ("local", "lsh"),
         "num_hashes": 1,
         "activation": "relu",
-        "axial_shape": axial_shape(length),
+        "axial_shape": record.axial_shape(length),
         "axial_dims": (64, 192),
         "mlp_chunk_length": chunk_length if is_reversible else None,  # ordinary autodiff would store chunks twice
         "loss_chunk_length": chunk_length,
     }
     return ReformerConfig(**(fields | changes))
-
-
-def axial_shape(length: int) -> tuple[int, int]:
-    """Returns two factors whose product is at least `length`, near its root; exact for powers of two."""
-    first = 2 ** (length.bit_length() // 2)
-    return first, -(-length // first)
 
 
 def make_step(config: ReformerConfig, batch_size: int = 1) -> tuple[Callable, tuple]:
@@ -91,9 +86,10 @@ def compile_step(step: Callable, arguments: tuple, **options):
 
 def matmul_rate(config: ReformerConfig, num_repeats: int = 9) -> float:
     """Returns FLOP/s of the feed-forward's matrix products on cached operands, as what this machine can do."""
-    rows = min(config.max_length, CHUNK_LENGTH)
-    x = jax.random.normal(jax.random.key(0), (rows, config.embed_dim))
-    w = jax.random.normal(jax.random.key(1), (config.embed_dim, config.mlp_dim))
+    # On an accelerator a product of a chunk alone would measure the launch of a kernel.
+    rows = min(config.max_length, CHUNK_LENGTH if jax.default_backend() == "cpu" else 2**20)
+    x = jax.random.normal(jax.random.key(0), (rows, config.embed_dim), config.dtype)
+    w = jax.random.normal(jax.random.key(1), (config.embed_dim, config.mlp_dim), config.dtype)
     multiply = jax.jit(jnp.dot).lower(x, w).compile()
     multiply(x, w).block_until_ready()
     seconds = [record.seconds(lambda: multiply(x, w)) for _ in range(num_repeats)]
@@ -119,7 +115,7 @@ def measure(length: int, num_steps: int, **changes) -> dict:
 
     first, *others = [run(i) for i in range(1 + num_steps)] if num_steps > 1 else [run(0)]
     median = statistics.median(others or [first])
-    peak = record.peak_resident_bytes()
+    peak = memory.peak_bytes()
     rate = flops_per_token(config, length) * length / median
     return {
         "compile_seconds": round(compile_seconds, 1),
@@ -127,7 +123,7 @@ def measure(length: int, num_steps: int, **changes) -> dict:
         "tokens_per_second": round(length / median),
         "gflops": round(rate / 1e9, 1),
         "share_of_matmul_rate": round(rate / matmul_rate(config), 3),
-        "peak_resident_gb": round(peak / 1e9, 2),
+        "peak_gb": round(peak / 1e9, 2),
         "scratch_gb": round(compiled.memory_analysis().temp_size_in_bytes / 1e9, 3),
     }
 

@@ -13,13 +13,13 @@ from tests.models import TINY
 
 @pytest.mark.parametrize("length", [1, 2, 100, 4096, 5000, 524_288])
 def test_axial_shape_holds_the_length_with_less_than_a_row_to_spare(length):
-    first, second = train_step.axial_shape(length)
+    first, second = record.axial_shape(length)
     assert length <= first * second < length + first
 
 
 def test_axial_shape_of_a_power_of_two_is_exact():
-    assert train_step.axial_shape(4096) == (64, 64)
-    assert train_step.axial_shape(8192) == (128, 64)
+    assert record.axial_shape(4096) == (64, 64)
+    assert record.axial_shape(8192) == (128, 64)
 
 
 def test_shapes_of_a_step_are_those_of_its_arguments():
@@ -106,12 +106,13 @@ def test_last_measurement_of_the_same_thing_counts(tmp_path, monkeypatch):
     assert plots.read("absent", "length") == []
 
 
-def test_the_course_of_a_run_adds_up_the_seconds_of_training_alone():
-    train = [{"split": "train", "step": step, "tokens_per_second": rate} for step, rate in ((10, 50.0), (20, 100.0))]
+def test_the_course_of_a_run_tells_the_seconds_of_training_without_pauses():
+    rates = ((10, 50.0), (20, 1.0), (30, 50.0))
+    train = [{"split": "train", "step": step, "tokens_per_second": rate} for step, rate in rates]
     scores = {"split": "valid", "bits_per_image": 1.0, "accuracy": 0.25, "top_5_accuracy": 0.5}
-    entries = [{"split": "train", "step": 1}, train[0], scores | {"step": 10}, train[1], scores | {"step": 20}]
+    entries = [{"split": "train", "step": 1}, train[0], scores | {"step": 10}, *train[1:], scores | {"step": 30}]
     found = list(vision.course(entries, tokens_per_step=100))
-    assert [(entry["step"], entry["seconds"]) for entry in found] == [(10, 20), (20, 30)]
+    assert [(entry["step"], entry["seconds"]) for entry in found] == [(10, 20), (30, 60)]
     assert found[0]["nats"] == pytest.approx(np.log(2))
 
 

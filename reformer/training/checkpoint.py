@@ -4,7 +4,7 @@ import contextlib
 import functools
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,20 @@ class Checkpoints:
         Raises:
           OSError: If it could not be saved.
         """
-        with damage.explained_save(self.directory):
+        with self._saving():
             self._manager.wait_until_finished()
         self._empty_bin()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Explains what goes wrong, and puts the checkpoint back that was to be replaced."""
+        try:
+            with damage.explained_save(self.directory):
+                yield
+        except Exception:
+            if distributed.is_writer():
+                damage.put_back(self.directory, self.directory / _BIN)
+            raise
 
     def _repair(self) -> int | None:
         damage.put_back(self.directory, self.directory / _BIN)
@@ -178,7 +189,7 @@ class Checkpoints:
         )
         metrics = {} if bits is None else {METRIC: bits}
         faults.passes("save")
-        with damage.explained_save(self.directory):
+        with self._saving():
             if meta["step"] in self.steps:
                 self._manager.delete(meta["step"])
             self._manager.save(meta["step"], args=items, metrics=metrics)

@@ -10,10 +10,17 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from reformer.training import distributed, settings
+
+_OUT_OF_MEMORY = (
+    "the memory of a device does not suffice. Lower the batch_size of config.training or config.evaluation, raise "
+    "config.training.accumulation_steps or config.sharding.fsdp, or set config.model.mlp_chunk_length and "
+    "loss_chunk_length; --dry_run says what is needed."
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,12 +59,19 @@ class Parser(argparse.ArgumentParser):
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Ends the program with the message on stderr and exit code 1 if an exception of one of `kinds` is raised.
 
+    So it does if the memory of a device does not suffice.
+
     ValueError belongs only around what checks the user's input: elsewhere it is a defect and its traceback is wanted.
     """
     try:
         yield
     except kinds as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {_OUT_OF_MEMORY} ({str(error).splitlines()[0][:300]})", file=sys.stderr)
         sys.exit(1)
 
 

@@ -57,7 +57,7 @@ def set_aside(directory: Path) -> int | None:
 
 
 def put_back(directory: Path, removed: Path) -> None:
-    """Puts the checkpoint back that a killed run was about to replace: nothing else that is removed is the newest."""
+    """Puts the checkpoint back that was about to be replaced: nothing else that is removed is the newest."""
     newest = max(steps_in(directory), default=-1)
     for step in steps_in(removed):
         if step > newest:

@@ -163,7 +163,7 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     changes = settings.differences(stored, config)
     check_changes(changes, stored, config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        chosen = checkpoint.choose(checkpoints, wanted)
+        chosen = agreement.on_process_0(lambda: checkpoint.choose(checkpoints, wanted))
     data = registry.load_data(config, settings.window_length(config))
     check_assets(workdir, data)
     mesh = sharding.make_mesh(**config.sharding)

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from reformer.config import ReformerConfig
 from reformer.data import pairs
 from reformer.data.source import Source, assets
-from reformer.training import checkpoint, settings
+from reformer.tasks import registry
+from reformer.training import agreement, checkpoint, settings
 from reformer.training.state import TrainState
 
 # What must be the same for the rest to mean anything.
@@ -127,9 +128,9 @@ def _find(directory: Path) -> _Found:
 def _find_run(workdir: Path) -> _Found:
     stored = settings.read(workdir)
     # The loss of ELECTRA rises while both its models learn: the lowest is not that of the best.
-    wanted = "latest" if stored["task"]["name"] == "electra" else "best"
+    wanted = "latest" if stored.get("task", registry.DEFAULT)["name"] == "electra" else "best"
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoint.choose(checkpoints, wanted)
+        step = agreement.on_process_0(lambda: checkpoint.choose(checkpoints, wanted))
 
     def read(mesh: jax.sharding.Mesh) -> Leaves:
         return _by_path(checkpoint.load(workdir, step, mesh)[1]["params"])

@@ -91,7 +91,7 @@ def train(run: Run) -> dict[str, Any]:
         train_state = _start(run, checkpoints, programs, iterator)
         first_step = int(train_state.step)
         progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))
-        journal = stack.enter_context(contextlib.closing(metrics.Journal(run.workdir, first_step)))
+        journal = stack.enter_context(contextlib.closing(_open_journal(run, checkpoints, first_step)))
         profiler = profiling.Profiler(run.profile_steps, run.workdir / "profile", progress.say)
         stack.enter_context(contextlib.closing(profiler))
         trained, _ = frozen.split(train_state.params, run.config.training.frozen)
@@ -112,6 +112,10 @@ def _start(run: Run, checkpoints: Checkpoints, programs: Programs, iterator: Any
     train_state, data_state = checkpoints.restore(checkpoints.latest, programs.target)
     iterator.set_state(data_state)
     return train_state
+
+
+def _open_journal(run: Run, checkpoints: Checkpoints, first_step: int) -> metrics.Journal:
+    return metrics.Journal(run.workdir, first_step, not first_step or bool(checkpoints.metrics(first_step)))
 
 
 def _introduction(run: Run, train_state: TrainState) -> str:

@@ -34,15 +34,23 @@ def read_records(path: Path) -> Iterator[Record]:
 class Journal:
     """`metrics.jsonl` and TensorBoard events in the workdir. Only process 0 writes."""
 
-    def __init__(self, workdir: Path, resumed_step: int):
-        """Opens both and drops the records after `resumed_step`, which the run is about to repeat."""
+    def __init__(self, workdir: Path, resumed_step: int, is_evaluated: bool = True):
+        """Opens both and drops the records that the run is about to repeat.
+
+        Args:
+          workdir: Holds both, or will.
+          resumed_step: Records after it are dropped.
+          is_evaluated: The checkpoint of that step has its scores; if not, they are made up for.
+        """
         self._is_writer = distributed.is_writer()
         if not self._is_writer:
             return
         from reformer.training.events import EventFile
 
         path = workdir / "metrics.jsonl"
-        kept = [record for record in read_records(path) if record["step"] <= resumed_step]
+        last_step = {"train": resumed_step}
+        before = resumed_step if is_evaluated else resumed_step - 1
+        kept = [r for r in read_records(path) if r["step"] <= last_step.get(r["split"], before)]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(temporary, path)

@@ -14,6 +14,7 @@ from reformer.training.checkpoint import Checkpoints
 
 # What a run may change when it continues. Everything else decides what the run is.
 FREE_GROUPS = ("evaluation", "checkpoint", "sharding")
+FIXED_FIELDS = ("evaluation.max_examples", "evaluation.hash_seed")  # losses are compared, to know the best
 FREE_FIELDS = (
     "data.path",
     "data.cache_dir",
@@ -58,7 +59,7 @@ def _check_again(workdir: Path, config: ConfigDict) -> None:
 
 
 def _is_free(name: str) -> bool:
-    return name in FREE_FIELDS or name.split(".")[0] in FREE_GROUPS
+    return name in FREE_FIELDS or (name.split(".")[0] in FREE_GROUPS and name not in FIXED_FIELDS)
 
 
 def latest_step(workdir: Path) -> int:

@@ -59,12 +59,13 @@ def read_imagenet64(path: str, cache_dir: Path, side: int, skip_bad_images: bool
     module = importlib.import_module("reformer.data.imagenet64.imagenet64_builder")  # TensorFlow Datasets: 1 s
     folder = Path(path).expanduser() if path else cache_dir / "imagenet64"
     tars = {split: folder / f"{split}_{side}x{side}.tar" for split in ("train", "valid")}
-    builder = module.make_builder(cache_dir, side, skip_bad_images)
-    if module.is_prepared(builder):
-        _require_same(tars, builder.info.metadata["tars"], str(builder.data_path))
-    else:
-        _require_there(tars)
-        module.prepare(builder, folder, {tar.name: _identify(tar) for tar in tars.values()})
+    with one_at_a_time(cache_dir):
+        builder = module.make_builder(cache_dir, side, skip_bad_images)
+        if module.is_prepared(builder):
+            _require_same(tars, builder.info.metadata["tars"], str(builder.data_path))
+        else:
+            _require_there(tars)
+            module.prepare(builder, folder, {tar.name: _identify(tar) for tar in tars.values()})
     train, valid = (module.open_split(builder, split) for split in tars)
     nothing = np.zeros((0, side, side, 3), np.uint8)
     return Contents(_describe(builder.info.metadata), side, train, valid, nothing, _fingerprint(builder.info.metadata))

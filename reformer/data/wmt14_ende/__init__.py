@@ -46,10 +46,11 @@ def read_wmt14_ende(path: str, cache_dir: Path, source: str, target: str) -> Cor
             "data.name='wmt14_ende'."
         )
     module = importlib.import_module("reformer.data.wmt14_ende.wmt14_ende_builder")  # TensorFlow Datasets: 1 s
-    builder = module.make_builder(cache_dir)
-    if not builder.data_path.exists():
-        folder = Path(path).expanduser() if path else cache_dir / "wmt14_ende"
-        module.prepare(builder, folder, {name: _identify(folder / name) for name in _archives(folder)})
+    with one_at_a_time(cache_dir):
+        builder = module.make_builder(cache_dir)
+        if not builder.data_path.exists():
+            folder = Path(path).expanduser() if path else cache_dir / "wmt14_ende"
+            module.prepare(builder, folder, {name: _identify(folder / name) for name in _archives(folder)})
     splits = {split: Texts(*module.read_split(builder, split, (source, target))) for split in MEMBERS}
     return Corpus(f"WMT14 {source}-{target}", splits, _fingerprint(builder.info.metadata, source))
 
