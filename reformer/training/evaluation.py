@@ -17,7 +17,7 @@ from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
 from reformer.data.source import Source
 from reformer.tasks import registry
-from reformer.training import batches, checkpoint, occupancy, settings, step
+from reformer.training import agreement, batches, checkpoint, occupancy, settings, step
 from reformer.training.workdir import check_assets
 
 # What may differ from training when a checkpoint is evaluated; within `model`, what leaves the parameters as they are.

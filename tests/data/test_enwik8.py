@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import importlib
+import threading
 import urllib.error
 import zipfile
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reformer.data import enwik8, text
+from reformer.data import enwik8, preparation, text
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8).tobytes()
 
@@ -20,6 +21,22 @@ def small_enwik8(monkeypatch):
     """Makes `CONTENT` the enwik8 that is expected."""
     monkeypatch.setattr(enwik8, "SPLIT_BYTES", {"train": 9000, "validation": 500, "test": 500})
     monkeypatch.setattr(enwik8, "SHA256", hashlib.sha256(CONTENT).hexdigest())
+
+
+def test_processes_prepare_one_after_the_other(tmp_path):
+    order = []
+
+    def prepare():
+        with preparation.one_at_a_time(tmp_path / "cache"):
+            order.append("second")
+
+    second = threading.Thread(target=prepare)
+    with preparation.one_at_a_time(tmp_path / "cache"):
+        second.start()
+        second.join(timeout=0.3)
+        order.append("first")
+    second.join()
+    assert order == ["first", "second"]
 
 
 @pytest.fixture
@@ -57,7 +74,7 @@ def test_local_copy_is_split_and_mapped(tmp_path, kind):
     data = text.load(config)
     _assert_usual_split((data.train, data.valid, data.test))
     assert isinstance(data.train, np.memmap)
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["enwik8.bin"]
+    assert {file.name for file in (tmp_path / "cache").iterdir()} == {"enwik8.bin", "preparing.lock"}
 
 
 def test_cached_bytes_are_used_without_the_copy(tmp_path):

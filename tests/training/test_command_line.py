@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import train
@@ -69,6 +70,15 @@ def test_a_missing_config_file_is_named():
 def test_an_unknown_preset_lists_the_presets():
     with pytest.raises(ValueError, match=r"stdlib.py:huge: preset='huge' does not exist. Choose one of tiny, or none"):
         command_line.load_config(f"{ROOT}/configs/stdlib.py:huge")
+
+
+def test_too_little_memory_is_one_sentence(capsys):
+    with pytest.raises(SystemExit), command_line.user_errors():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore")
+    error = capsys.readouterr().err
+    assert error.startswith("error: the memory of a device does not suffice. Lower") and error.count("\n") == 1
+    with pytest.raises(jax.errors.JaxRuntimeError), command_line.user_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_a_missing_workdir_is_named():

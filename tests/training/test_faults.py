@@ -21,7 +21,7 @@ from reformer.training.state import TrainState
 from tests.training.runs import ROOT, assert_same, restored, run, save, state_of
 
 
-def no_space(*_):
+def no_space(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -69,6 +69,21 @@ def test_a_save_onto_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(mo
         checkpoints.save(large_state(2), {}, {"step": 2}, None)
         checkpoints.wait()
         assert manifest.problem(checkpoints.directory / "2") is None
+
+
+@pytest.mark.parametrize("when", ["at once", "in the background"])
+def test_a_checkpoint_that_could_not_be_replaced_stays(tmp_path, monkeypatch, when):
+    save_one(tmp_path)
+    with pytest.raises(OSError, match="Earlier checkpoints are intact"), Checkpoints(tmp_path) as checkpoints:
+        if when == "at once":
+            monkeypatch.setattr(checkpoints._manager, "save", no_space)
+        else:
+            monkeypatch.setattr(manifest, "write", no_space)
+        checkpoints.save(state_of(1), {}, {"step": 1}, 1.0)
+        checkpoints.wait()
+    monkeypatch.undo()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1] and checkpoints.problem(1) is None and not checkpoints.metrics(1)
 
 
 def test_a_save_that_fails_in_the_background_ends_the_run_which_then_continues(config, tmp_path, monkeypatch):

@@ -124,6 +124,16 @@ def test_a_resumed_journal_drops_later_records_and_a_torn_line(tmp_path):
     assert [(record["step"], record["loss"]) for record in records] == [(1, 1.0), (2, 0.5), (3, 0.25)]
 
 
+def test_a_journal_drops_scores_that_are_made_up_for(tmp_path):
+    journal = metrics.Journal(tmp_path, resumed_step=0)
+    for split, step in (("train", 1), ("valid", 1), ("train", 2), ("valid", 2)):
+        journal.write({"split": split, "step": step})
+    journal.close()
+    metrics.Journal(tmp_path, resumed_step=2, is_evaluated=False).close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["split"], record["step"]) for record in records] == [("train", 1), ("valid", 1), ("train", 2)]
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     journal = metrics.Journal(tmp_path, resumed_step=0)
     journal.write({"split": "valid", "step": 1, "bits_per_byte": 2.0, "reason": "words are left out"})

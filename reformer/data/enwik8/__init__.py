@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from reformer.data.preparation import one_at_a_time
+
 URL = "http://mattmahoney.net/dc/enwik8.zip"
 SPLIT_BYTES = {"train": 90_000_000, "validation": 5_000_000, "test": 5_000_000}
 SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"  # of the uncompressed bytes

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reformer.data.preparation import one_at_a_time
+
 # Bytes and sha256 of the tars that were published; there is a smaller set of 32x32 too.
 PUBLISHED = {
     "train_64x64.tar": (12_112_588_800, "e2a2c1947a748d0d256e98e6d82800d855441dc9e4de2e71a773f1324c4524d7"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reformer.data.pair_files import Corpus, Texts
+from reformer.data.preparation import one_at_a_time
 
 # For every split its archives and what the names of their two members have in common, '{}' where the language stands.
 MEMBERS = {
