@@ -4,9 +4,9 @@ Command:  python train.py --config=configs/translate.py --config.data.path=PREFI
           python translate.py --workdir=runs/translate --split=test      BLEU, beam 4
           The files are PREFIX.train.en, PREFIX.train.de, PREFIX.val.en, PREFIX.val.de and PREFIX.test*.en, .de, or
           PREFIX.en and PREFIX.de alone; other languages by --config.data.source_language and target_language.
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Hardware: 2 cores of an AMD EPYC
+Time:     `captions` and `transformer` 3,500 steps: 1.7 s a step side by side, one core each
+Result:   BLEU of Multi30k's test_2016_flickr 33.5 with `captions`, 33.9 with `transformer`; see docs/translation.md
 
 Presets, whose sizes are for the 29,000 image captions of Multi30k and two CPU cores:
 `captions` (the default) has reversible encoder and decoder with full attention, as in the paper: sentences are shorter

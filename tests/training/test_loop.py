@@ -64,7 +64,7 @@ def test_another_model_in_the_same_workdir_is_refused_with_both_values(unbroken,
 
 
 def test_losses_of_other_examples_would_not_be_compared(unbroken, config):
-    config.evaluation.batch_size += 1
+    config.evaluation.batch_size *= 2
     loop.prepare(config, str(unbroken[0]))
     config.evaluation.max_examples = 1
     with pytest.raises(ValueError, match=r"another config \(evaluation.max_examples: None -> 1\)"):
