@@ -2,9 +2,9 @@
 
 Command:  python train.py --config=configs/classify.py --workdir=runs/classify
           python train.py --config=configs/classify.py --config.training.init_from=runs/masked --workdir=runs/tuned
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Hardware: 2 cores of an AMD EPYC, three runs at once
+Time:     `tiny`, 600 steps: about 2 minutes; the default was not run
+Result:   `tiny` gets 20.4 % of the test windows right, 24.5 % after masked pre-training; see docs/electra.md
 
 There are 50 labelled windows of each package; the second command begins with what configs/masked.py has learned without
 labels, from the same files: those that are held out are held out in both. The model is that of configs/masked.py.

@@ -1,9 +1,9 @@
 """Replaced-token detection (ELECTRA) on the bytes of the Python standard library's own source files.
 
 Command:  python train.py --config=configs/electra.py --workdir=runs/electra
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Hardware: 2 cores of an AMD EPYC, three runs at once
+Time:     `tiny`, 10,000 steps: about 10 minutes; the default was not run
+Result:   `tiny` knows of 90.6 % of the bytes whether they were replaced, 90.1 % are not; see docs/electra.md
 
 The model of configs/masked.py as discriminator, and a generator of a quarter of its widths. Of use afterwards is the
 discriminator: --config.training.init_from=runs/electra:discriminator. What is reported is explained in docs/electra.md.

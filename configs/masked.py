@@ -1,9 +1,9 @@
 """A bidirectional Reformer that predicts hidden bytes of the Python standard library's own source files.
 
 Command:  python train.py --config=configs/masked.py --workdir=runs/masked
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Hardware: 2 cores of an AMD EPYC, three runs at once
+Time:     `tiny`, 11,711 steps: about 8 minutes; the default was not run
+Result:   `tiny` guesses 59 to 63 % of the hidden bytes (three seeds); see docs/electra.md
 
 Other text: --config.data.name=text --config.data.path=FILE_OR_FOLDER. What was learned is where configs/classify.py may
 start from: --config.training.init_from=runs/masked.
