@@ -60,7 +60,7 @@ def with_training_seconds(entries: Iterable[dict], tokens_per_step: int) -> Iter
     """
     entries = list(entries)
     rates = [entry["tokens_per_second"] for entry in entries if "tokens_per_second" in entry]
-    seconds_per_step = tokens_per_step / statistics.median(rates)
+    seconds_per_step = tokens_per_step / statistics.median(rates) if rates else 0.0  # of the first step nobody knows
     for entry in entries:
         yield entry, entry["step"] * seconds_per_step
 
