@@ -5,9 +5,9 @@ Command:  python train.py --config=configs/vit.py:digits --workdir=runs/digits
           (PATH is a folder with one sub-folder of 64x64 images for each label, or an .npz with labels; then also
           --config.task.num_labels=N, which is 200 here)
           python benchmarks/vision.py --config.data.path=PATH trains and measures all of them beside each other
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Hardware: 2 cores of an AMD EPYC
+Time:     `digits` 436 steps and `tiny` 1,962 steps: 42 s each
+Result:   89.7 % and 98.4 % of the digits (means of three seeds); see docs/vision.md. The photographs: step times only
 
 Presets:
   patch8, patch4, patch2, patch1  local-LSH layers on 64, 256, 1,024 and 4,096 patches of a 64x64 image, in the order of
