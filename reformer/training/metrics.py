@@ -48,9 +48,9 @@ class Journal:
         from reformer.training.events import EventFile
 
         path = workdir / "metrics.jsonl"
-        last_step = {"train": resumed_step}
-        before = resumed_step if is_evaluated else resumed_step - 1
-        kept = [r for r in read_records(path) if r["step"] <= last_step.get(r["split"], before)]
+        last_scores = resumed_step if is_evaluated else resumed_step - 1
+        last_step = {"valid": last_scores, "lsh": last_scores}
+        kept = [r for r in read_records(path) if r["step"] <= last_step.get(r["split"], resumed_step)]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(temporary, path)
