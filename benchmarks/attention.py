@@ -22,6 +22,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record, train_step
 from reformer.ops import attention, hashing
+from reformer.training import memory
 
 NUM_HEADS, HEAD_DIM, CHUNK_LENGTH = 2, 64, 64
 FULL_KINDS = {"full", "xla", "cudnn"}
@@ -69,7 +70,7 @@ def time_in_turns(calls: dict[str, Callable]) -> dict[str, list[float]]:
         try:
             once[kind] = record.seconds(call)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not memory.is_exhausted(error):
                 raise
             print(f"{kind}: the memory does not suffice", file=sys.stderr)
     repeats = num_repeats(sum(once.values()))

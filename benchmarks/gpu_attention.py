@@ -25,6 +25,7 @@ from reformer import lsh_attention
 from reformer.ops import attention, hashing
 from reformer.ops.masking import Rule
 from reformer.ops.plan import IMPLEMENTATIONS, Arrays, Context, chunked_plan
+from reformer.training import memory
 
 HEAD_DIM, CHUNK_LENGTH = 64, 64
 LENGTHS = [2**13, 2**14, 2**15, 2**16, 2**18, 2**20]
@@ -108,7 +109,7 @@ def nanoseconds(function: Callable, arguments: tuple, num_repeats: int) -> float
         jax.block_until_ready(compiled(*arguments))
         seconds = [record.seconds(lambda: compiled(*arguments)) for _ in range(num_repeats)]
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.is_exhausted(error):
             raise
         return None
     _, length, num_heads, _ = arguments[0].shape

@@ -119,11 +119,10 @@ def _check(model: ReformerEncoderDecoder, sources: Sequence[np.ndarray], how: Se
             f"max_tokens={how.max_tokens} exceeds max_length={model.config.max_length} of the decoder. Lower it."
         )
     encoder = model.encoder_config or derive_encoder_config(model.config)
-    named = {f"sources[{i}]": (source, encoder) for i, source in enumerate(sources)}
-    named |= {name: (np.array([getattr(how, name)]), model.config) for name in ("begin_id", "end_id")}
-    for name, (ids, config) in named.items():
-        if ids.min() < 0 or ids.max() >= config.vocab_size:
-            raise ValueError(f"{name} has an id that is not from 0 to vocab_size - 1 = {config.vocab_size - 1}.")
+    for i, source in enumerate(sources):
+        decoding.check_ids(f"sources[{i}]", source, encoder.vocab_size)
+    for name in ("begin_id", "end_id"):
+        decoding.check_ids(name, np.array(getattr(how, name)), model.config.vocab_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

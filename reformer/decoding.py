@@ -129,6 +129,12 @@ def sample(
     return np.concatenate(list(chunks), axis=1)
 
 
+def check_ids(name: str, ids: np.ndarray, vocab_size: int) -> None:
+    """Raises a ValueError if one of the ids that are called `name` is none of a vocabulary; a lookup would not."""
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(f"{name} has an id that is not from 0 to vocab_size - 1 = {vocab_size - 1}.")
+
+
 def check(config: ReformerConfig, prompts: Sequence[Any], num_tokens: int, sampling: Sampling = Sampling()) -> None:
     """Raises ValueError, as `generate` does, where a model cannot continue prompts; arguments as there."""
     if not config.causal:
@@ -138,8 +144,7 @@ def check(config: ReformerConfig, prompts: Sequence[Any], num_tokens: int, sampl
     for i, prompt in enumerate(map(np.asarray, prompts)):
         if prompt.ndim != 1 or not len(prompt) or not np.issubdtype(prompt.dtype, np.integer):
             raise ValueError(f"prompts[{i}] must be a row of at least one integer id, such as the begin id.")
-        if prompt.min() < 0 or prompt.max() >= config.vocab_size:
-            raise ValueError(f"prompts[{i}] has an id that is not from 0 to vocab_size - 1 = {config.vocab_size - 1}.")
+        check_ids(f"prompts[{i}]", prompt, config.vocab_size)
     if num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens} must be at least 1.")
     longest = max(map(len, prompts))

@@ -60,7 +60,6 @@ class PairData:
     Attributes:
         corpus: the texts.
         vocabulary: the subwords.
-        source_length: tokens of a row's source; None = as many as of its target.
         length: tokens of a row's target; the description says how many pairs it leaves out.
         source_length: tokens of a row's source.
         num_joined: a document has so many pairs, or as many as fit.
@@ -169,11 +168,11 @@ class PairData:
         return {"order-0 counts": float(-np.log2(counts[scored] / counts.sum()).mean())}
 
     @functools.cache  # noqa: B019  # lives as long as the data
-    def _documents(self, split: str, length: int) -> list[np.ndarray]:
+    def _documents(self, split: str, length: int) -> list[np.ndarray] | Int[np.ndarray, "pairs 1"]:
         """Numbers of the pairs of each document of a split, in order; what fits nowhere is in none."""
         left = np.flatnonzero(self.fits(split, length))
         if self.num_joined == 1:
-            return list(left[:, None])
+            return left[:, None]
         found = []
         while len(left):
             count = self._num_that_fit(split, left[: self.num_joined], length)

@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from reformer.training import distributed, settings
+from reformer.training import distributed, memory, settings
 
 _OUT_OF_MEMORY = (
     "the memory of a device does not suffice. Lower the batch_size of config.training or config.evaluation, raise "
@@ -69,7 +69,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.is_exhausted(error):
             raise
         print(f"error: {_OUT_OF_MEMORY} ({str(error).splitlines()[0][:300]})", file=sys.stderr)
         sys.exit(1)

@@ -13,6 +13,11 @@ def peak_bytes() -> int:
     return max(stat.get("peak_bytes_in_use", 0) for stat in stats) or peak_resident_bytes()
 
 
+def is_exhausted(error: jax.errors.JaxRuntimeError) -> bool:
+    """Returns whether an error says that the memory of a device does not suffice."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def peak_resident_bytes() -> int:
     """Returns the most memory that this process has held."""
     status = Path("/proc/self/status")

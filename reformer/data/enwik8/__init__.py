@@ -36,16 +36,17 @@ def read_enwik8(path: str, cache_dir: Path) -> tuple[str, tuple[np.ndarray, np.n
     """
     cached = cache_dir / "enwik8.bin"
     given = _read_copy(path) if path else None
-    with one_at_a_time(cache_dir):
-        if not _is_enwik8(cached):
-            try:
-                cache_dir.mkdir(parents=True, exist_ok=True)
-                _write_atomically(cached, given or _download(cache_dir))
-            except OSError as error:
-                raise ValueError(
-                    f"data.cache_dir={str(cache_dir)!r} cannot take enwik8 ({error}). Make room or name another folder "
-                    "by --config.data.cache_dir."
-                ) from error
+    if not _is_enwik8(cached):
+        try:
+            with one_at_a_time(cache_dir):
+                if not _is_enwik8(cached):
+                    cache_dir.mkdir(parents=True, exist_ok=True)
+                    _write_atomically(cached, given or _download(cache_dir))
+        except OSError as error:
+            raise ValueError(
+                f"data.cache_dir={str(cache_dir)!r} cannot take enwik8 ({error}). Make room or name another folder by "
+                "--config.data.cache_dir."
+            ) from error
     train, valid, test = split_bytes(np.memmap(cached, np.uint8, mode="r")).values()
     return "enwik8", (train, valid, test)
 
