@@ -71,8 +71,8 @@ def _documents(config: ConfigDict) -> None:
 def _documents_full(config: ConfigDict) -> None:
     config.data.update(join=32, length=576)
     config.model.max_length = 640
-    config.training.update(num_steps=1500, batch_size=8)
-    config.evaluation.update(every_steps=250, batch_size=8)
+    config.training.update(num_steps=3000, batch_size=2)  # about as many subwords in a step as `captions`
+    config.evaluation.update(every_steps=500, batch_size=8)
 
 
 def _tiny(config: ConfigDict) -> None:
