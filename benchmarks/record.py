@@ -8,11 +8,13 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,18 @@ def seconds(run: Callable) -> float:
 
 def in_fresh_process(function: Callable, *args, **kwargs) -> Any:
     """Returns function(*args, **kwargs), run in a process of its own, whose peak memory is then that of the call."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         return pool.submit(function, *args, **kwargs).result()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it ends: a benchmark that is killed leaves no training behind."""
+
+    def watch():
+        wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def axial_shape(length: int) -> tuple[int, int]:

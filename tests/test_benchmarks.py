@@ -98,6 +98,15 @@ def test_peak_memory_counts_what_was_freed_and_not_what_the_parent_held():
     assert record.peak_resident_bytes() > ballast.nbytes > before
 
 
+def test_a_benchmark_that_is_killed_leaves_no_process_behind():
+    work = "print('started', flush=True); import time; time.sleep(999)"
+    code = f"from benchmarks import record; record.in_fresh_process(exec, {work!r})"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=record.ROOT, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=60)  # returns when both have let go of the pipe
+
+
 def test_last_measurement_of_the_same_thing_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     for length, seconds in ((1, 5), (2, 6), (1, 7)):
