@@ -8,6 +8,7 @@ import jax
 from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
+from reformer.layers.attention import fix_num_buckets
 from reformer.training import checkpoint, command_line, damage, distributed, loop, report, settings, stopping, summary
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
@@ -48,7 +49,7 @@ def say_what_was_learned(run: loop.Run, result: dict) -> None:
 
 def print_sample(run: loop.Run) -> None:
     """Prints some text that the best checkpoint writes."""
-    config = settings.with_trained_buckets(run.config)
+    config = fix_num_buckets(run.model_config, settings.window_length(run.config))
     _, variables = checkpoint.load(run.workdir)
     num_tokens = min(200, config.max_length - 1)
     sampling = decoding.Sampling(num_ids=256, temperature=0.8)

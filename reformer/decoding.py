@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from reformer import trunk
 from reformer.config import ReformerConfig
 from reformer.layers import cached
-from reformer.layers.attention import num_buckets
+from reformer.layers.attention import fix_num_buckets, num_buckets
 from reformer.layers.embeddings import Embeddings
 from reformer.model import ReformerLM
 from reformer.ops import cache as cache_ops
@@ -203,7 +203,7 @@ def prefill(
       rotations: from `draw_rotations`.
       capacity: tokens that prompt and continuation will have at most.
     """
-    config = dataclasses.replace(config, num_buckets=num_buckets(config.max_length, config))
+    config = fix_num_buckets(config, config.max_length)
     plans = [cached.plan_cache(config, kind, capacity) for kind in config.attention_pattern]
 
     def look(i, arrays, plan, context):

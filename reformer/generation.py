@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from reformer import decoding, sharding
 from reformer.config import ReformerConfig
 from reformer.data import text
+from reformer.layers.attention import fix_num_buckets
 from reformer.training import checkpoint, evaluation, settings
 
 NUM_VALUES = 256  # bytes, or values of a colour: the ids above are reserved and never written
@@ -83,7 +84,7 @@ def prepare(
         step = checkpoint.choose(checkpoints, wanted)
     sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)
     decoding.check(model_config, prompts, num_tokens, sampling)
-    model_config = settings.with_trained_buckets(config)
+    model_config = fix_num_buckets(model_config, settings.window_length(stored))
     mesh = _mesh(config.sharding, model_config, len(prompts))
     return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed, mesh)
 

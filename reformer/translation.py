@@ -17,7 +17,7 @@ from reformer.data.pair_files import Texts
 from reformer.data.pairs import PairData
 from reformer.data.subwords import BEGIN_ID, END_ID, PADDING_ID, UNKNOWN_ID, Subwords
 from reformer.encoder_decoder import ReformerEncoderDecoder
-from reformer.layers.attention import num_buckets
+from reformer.layers.attention import fix_num_buckets
 from reformer.tasks import registry
 from reformer.training import checkpoint, evaluation, settings
 
@@ -163,11 +163,9 @@ def prepare(
 
 def make_model(config: ConfigDict, trained: settings.Config) -> ReformerEncoderDecoder:
     """The model of `config` with the numbers of buckets that the rows of `trained` had, for texts of other lengths."""
-    decoder = settings.model_config(config)
-    encoder = derive_encoder_config(decoder)
-    length = settings.window_length(trained)
-    decoder = dataclasses.replace(decoder, num_buckets=num_buckets(length, decoder))
-    encoder = dataclasses.replace(encoder, num_buckets=num_buckets(trained["task"]["source_length"] or length, encoder))
+    model, length = settings.model_config(config), settings.window_length(trained)
+    decoder = fix_num_buckets(model, length)
+    encoder = fix_num_buckets(derive_encoder_config(model), trained["task"]["source_length"] or length)
     return ReformerEncoderDecoder(decoder, encoder, config.task.share_embeddings)
 
 

@@ -104,6 +104,7 @@ def test_the_search_finds_what_one_without_caches_finds(made, log_probabilities,
         np.testing.assert_allclose(score, expected_score, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_one(made, log_probabilities):
     usable = [3, 4, 5]
     how = dataclasses.replace(HOW, never=(0, 1, 6, 7, 8), beam_size=40, max_tokens=3)
@@ -123,6 +124,7 @@ def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_one(made, log_probabili
     np.testing.assert_allclose(scores[0], max(expected), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_and_the_other_sources_change_nothing(made):
     together, scores = search(*made, SOURCES, HOW, rng=RNG, padded_length=11)
     for source, target, score in zip(SOURCES, together, scores, strict=True):
@@ -131,6 +133,7 @@ def test_padding_and_the_other_sources_change_nothing(made):
         np.testing.assert_allclose(its_score, score, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_larger_penalty_gives_longer_targets(made):
     lengths = []
     for length_penalty in (0.0, 5.0):

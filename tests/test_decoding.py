@@ -72,18 +72,22 @@ def assert_steps_equal_the_whole_sequence(config):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("position_embedding", ["axial", "learned", "sinusoidal"])
+@pytest.mark.parametrize(
+    "position_embedding",
+    ["axial", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("learned", "sinusoidal"))],
+)
 def test_logits_of_full_and_local_layers_equal_those_of_the_whole_sequence(position_embedding):
     config = make(attention_pattern=("local", "full"), position_embedding=position_embedding)
     assert_steps_equal_the_whole_sequence(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"share_query_key": True}, {"semantics": "huggingface"}], ids=str)
 def test_logits_equal_those_of_the_whole_sequence_under_other_rules(changes):
     assert_steps_equal_the_whole_sequence(make(attention_pattern=("local", "full"), **changes))
 
 
-@pytest.mark.parametrize("num_hashes", [1, 2])
+@pytest.mark.parametrize("num_hashes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_logits_of_one_lsh_layer_within_its_buckets_equal_those_of_the_whole_sequence(num_hashes):
     config = make(
         attention_pattern=("lsh",),
@@ -108,7 +112,7 @@ def assert_every_bucket_fits_into_the_window(config):
     assert max(np.bincount(row).max() for row in found.reshape(-1, config.max_length)) <= config.lsh_chunk_length
 
 
-@pytest.mark.parametrize("pattern", [("local", "full"), ("lsh",)])
+@pytest.mark.parametrize("pattern", [pytest.param(("local", "full"), marks=pytest.mark.slow), ("lsh",)])
 def test_a_prompt_at_once_gives_the_logits_of_single_tokens(pattern):
     config = make(attention_pattern=pattern, num_layers=len(pattern))
     tokens = models.tokens(config, batch=2)
@@ -117,6 +121,7 @@ def test_a_prompt_at_once_gives_the_logits_of_single_tokens(pattern):
     np.testing.assert_allclose(logits[0][:, 30:], logits[1][:, 1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_logits_of_a_batch_equal_those_of_its_rows_alone():
     config = make(attention_pattern=("local", "full", "lsh"), num_layers=3)
     tokens, of_layers = models.tokens(config, batch=3), rotations(config)
@@ -159,12 +164,14 @@ def test_temperature_zero_takes_the_most_likely_token_each_time():
     np.testing.assert_array_equal(logits[0].argmax(axis=-1)[4:-1], drawn[0])
 
 
+@pytest.mark.slow
 def test_the_most_likely_tokens_of_a_row_do_not_depend_on_the_others():
     together = sample(prompts(3, 20, 1), 12, sampling=GREEDY)
     alone = [sample(prompts(n), 12, sampling=GREEDY)[0] for n in (3, 20, 1)]
     np.testing.assert_array_equal(together, np.stack(alone))
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_tokens_and_another_does_not():
     first = sample(prompts(3, 4), 20, seed=0)
     np.testing.assert_array_equal(first, sample(prompts(3, 4), 20, seed=0))
@@ -181,7 +188,7 @@ def test_how_many_tokens_come_at_once_does_not_matter(tokens_at_once):
     np.testing.assert_array_equal(np.concatenate(chunks, axis=1), expected)
 
 
-@pytest.mark.parametrize("tokens_at_once", [3, 16])
+@pytest.mark.parametrize("tokens_at_once", [pytest.param(3, marks=pytest.mark.slow), 16])
 def test_a_row_ends_with_the_stop_id_and_all_rows_end_the_generation(tokens_at_once):
     free = sample(prompts(3, 4), 40)
     stop = next(i for i in free[0] if i in free[1] and list(free[0]).index(i) != list(free[1]).index(i))
@@ -217,6 +224,7 @@ def test_top_k_and_top_p_keep_the_most_likely_ids(limits):
     np.testing.assert_array_equal(kept, expected)
 
 
+@pytest.mark.slow
 def test_top_k_of_one_is_the_most_likely_token():
     expected = sample(prompts(3, 4), 10, sampling=GREEDY)
     np.testing.assert_array_equal(sample(prompts(3, 4), 10, sampling=Sampling(top_k=1)), expected)

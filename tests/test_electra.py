@@ -102,6 +102,7 @@ def test_loss_and_gradient_equal_the_formula_in_one_piece(x64):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-8), gradient, of_formula)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", ["none", "all"])
 def test_the_score_is_the_formula_whatever_is_shared(x64, share):
     model, rows = wide(share), batch()
@@ -143,6 +144,7 @@ def test_draws_stand_in_hidden_places_only_and_count_as_replaced_if_they_are_wro
     assert 0 < labels.sum() < hidden.sum()  # one in 20 is right by chance
 
 
+@pytest.mark.slow
 def test_a_row_is_worth_the_same_in_any_batch_and_with_more_padding_behind_it():
     rows, params, score = batch(), params_of(PLAIN), compiled(PLAIN, "score")
     one = score(params, rows)[:3]
@@ -151,6 +153,7 @@ def test_a_row_is_worth_the_same_in_any_batch_and_with_more_padding_behind_it():
     np.testing.assert_allclose(np.sum(halves, axis=0), one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_key_draws_the_same_and_another_other_tokens(small):
     _, params, gradient = small
     first, again, other = (gradient(params, batch(), key)[0][0] for key in (KEY, KEY, jax.random.key(8)))

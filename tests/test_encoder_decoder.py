@@ -158,6 +158,7 @@ def make_rotations():
     return tuple([jax.random.normal(jax.random.key(seed), shape)] for seed in (1, 2))
 
 
+@pytest.mark.slow
 def test_masked_source_tokens_change_nothing_and_real_ones_do(x64):
     batch, rotations = make_batch(FLOAT64), make_rotations()
     before = compiled_logits()(batch, rotations)
@@ -168,6 +169,7 @@ def test_masked_source_tokens_change_nothing_and_real_ones_do(x64):
         np.testing.assert_allclose(after[0], before[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_more_padding_of_both_sequences_changes_nothing(x64):
     batch = make_batch(FLOAT64)
     longer = {name: jnp.pad(batch[name], ((0, 0), (0, 11))) for name in ("source", "source_mask", "tokens", "mask")}

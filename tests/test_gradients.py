@@ -27,19 +27,28 @@ DEEP = ReformerConfig(
 )
 
 
+def assert_gradients_equal_ordinary_autodiff(changes):
+    config = dataclasses.replace(models.SMALL, dropout_rate=0.1, dtype="float64", param_dtype="float64", **changes)
+    assert models.worst_gradient_error(config, num_keys=1, batch=2) < 1e-10
+
+
+def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64):
+    rules = {"lsh_within_bucket": True, "lsh_correct_duplicates": True}
+    assert_gradients_equal_ordinary_autodiff({"attention_pattern": ("lsh",), "num_hashes": 3} | rules)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"mlp_chunk_length": 20, "loss_chunk_length": 20},  # the last chunk is shorter
         {"attention_pattern": ("full", "lsh"), "share_query_key": True, "position_embedding": "sinusoidal"},
-        {"attention_pattern": ("lsh",), "lsh_within_bucket": True, "lsh_correct_duplicates": True, "num_hashes": 3},
         {"attention_pattern": ("local",), "activation": "silu", "causal": False, "position_embedding": "learned"},
         {"semantics": "huggingface", "causal": False, "num_hashes": 1, "mlp_chunk_length": None},
     ],
 )
-def test_reversible_gradients_equal_ordinary_autodiff_with_dropout(x64, changes):
-    config = dataclasses.replace(models.SMALL, dropout_rate=0.1, dtype="float64", param_dtype="float64", **changes)
-    assert models.worst_gradient_error(config, num_keys=1, batch=2) < 1e-10
+def test_reversible_gradients_of_other_models_equal_ordinary_autodiff_with_dropout(x64, changes):
+    assert_gradients_equal_ordinary_autodiff(changes)
 
 
 @pytest.mark.slow
@@ -54,6 +63,7 @@ def test_bfloat16_gradients_survive_rebuilt_activations():
     assert models.worst_gradient_error(config, num_keys=2) < 1e-2
 
 
+@pytest.mark.slow
 def test_the_reverse_sweep_keeps_the_sort_of_a_perturbed_input():
     config = dataclasses.replace(models.SMALL, num_buckets=4)
     residual = attention_residual(config, "lsh")
@@ -71,7 +81,7 @@ def test_the_reverse_sweep_keeps_the_sort_of_a_perturbed_input():
     assert np.abs(with_the_kept - value).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["full", "local", "lsh"])
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full", "local")), "lsh"])
 def test_the_value_of_the_reverse_sweep_equals_that_of_the_forward_pass(x64, kind):
     config = dataclasses.replace(models.SMALL, dropout_rate=0.2, dtype="float64", param_dtype="float64", num_buckets=4)
     residual = attention_residual(dataclasses.replace(config, attention_pattern=(kind,)), kind)

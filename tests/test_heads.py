@@ -153,7 +153,7 @@ def _gradients(model, name):
     return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ["first", *(pytest.param(n, marks=pytest.mark.slow) for n in TRAINED if n != "first")])
 def test_gradients_with_dropout_equal_those_of_ordinary_autodiff(name):
     wide = {"dtype": "float64", "param_dtype": "float64"}
     config = dataclasses.replace(CONFIG, dropout_rate=0.1, **wide)

@@ -22,7 +22,7 @@ def logits(config, tokens, **kwargs):
     return apply({"params": models.init(config)}, tokens, **kwargs)
 
 
-@pytest.mark.parametrize("length", [1, 65])
+@pytest.mark.parametrize("length", [1, pytest.param(65, marks=pytest.mark.slow)])
 def test_any_length_trains_and_evaluates(length):
     config = dataclasses.replace(FIXED_BUCKETS, num_buckets=None, dropout_rate=0.1)
     tokens = models.tokens(config, 1, length)
@@ -34,7 +34,7 @@ def test_any_length_trains_and_evaluates(length):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("length", [1, 30])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 30])
 def test_padding_on_the_right_does_not_change_the_logits_of_real_tokens(length, causal):
     config = dataclasses.replace(
         FIXED_BUCKETS, causal=causal, lsh_num_chunks_after=int(not causal), local_num_chunks_after=int(not causal)
@@ -63,6 +63,7 @@ def test_loss_equals_the_cross_entropy_of_the_logits():
     np.testing.assert_allclose(weight, jnp.sum(weights * mask), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_weights_give_zero_loss_and_finite_gradients():
     tokens = models.tokens(models.SMALL)
 
@@ -76,6 +77,7 @@ def test_zero_weights_give_zero_loss_and_finite_gradients():
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_the_same_hash_key_gives_the_same_logits_and_another_key_others():
     tokens = models.tokens(models.SMALL)
     first = logits(models.SMALL, tokens)
@@ -83,6 +85,7 @@ def test_the_same_hash_key_gives_the_same_logits_and_another_key_others():
     assert np.any(np.asarray(first) != np.asarray(logits(models.SMALL, tokens, rngs={"hash": jax.random.key(6)})))
 
 
+@pytest.mark.slow
 def test_rotations_replace_the_hash_key():
     config = dataclasses.replace(models.SMALL, num_layers=6)
     columns = sum(reformer.num_buckets(96, config)) // 2
@@ -126,6 +129,7 @@ def test_initialisation_through_the_loss_creates_the_same_parameters():
     )
 
 
+@pytest.mark.slow
 def test_gradients_of_bfloat16_parameters_do_not_depend_on_the_chunks():
     config = dataclasses.replace(models.SMALL, param_dtype="bfloat16", attention_pattern=("local",))
     chunked = dataclasses.replace(config, mlp_chunk_length=1, loss_chunk_length=1)
@@ -147,6 +151,7 @@ def test_parameters_are_plain_arrays_of_the_requested_type():
     assert {x.dtype for x in jax.tree.leaves(models.init(config))} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_bfloat16_logits_are_close_to_float32():
     narrow = dataclasses.replace(models.SMALL, attention_pattern=("full", "local"), dtype="bfloat16")
     wide = dataclasses.replace(narrow, dtype="float32")

@@ -56,7 +56,14 @@ def expected():
 
 
 # training/test_devices.py trains on the others.
-@pytest.mark.parametrize("name", ["fsdp 2 x tensor 2 x data 2", "length 4 x data 2", "length 2 x fsdp 4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "length 4 x data 2",
+        pytest.param("length 2 x fsdp 4", marks=pytest.mark.slow),
+        pytest.param("fsdp 2 x tensor 2 x data 2", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_equal_one(x64, expected, name):
     assert_equal(loss_and_gradients(sharding.make_mesh(**MESHES[name])), expected)
 
@@ -101,6 +108,7 @@ def results_of(compiled, operation) -> list[list[int]]:
     return [[int(size) for size in shape.split(",")] for shape in shapes]
 
 
+@pytest.mark.slow
 def test_only_parameters_are_gathered_and_nothing_of_a_sequence_moves():
     config = dataclasses.replace(models.SMALL, max_length=64, num_layers=2, mlp_chunk_length=None)
     compiled = compile_gradient(sharding.make_mesh(fsdp=2, tensor=2), config, batch=8)

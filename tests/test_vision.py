@@ -159,6 +159,7 @@ def test_full_attention_does_not_know_the_order_of_the_patches(pooling):
     np.testing.assert_allclose(found, apply(rows, images()), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "order"), [("mean", "hilbert"), ("first", "hilbert")])
 def test_what_is_masked_has_no_influence(pooling, order):
     model = make_model(CONFIG, pooling, order)
@@ -171,6 +172,7 @@ def test_what_is_masked_has_no_influence(pooling, order):
     assert np.abs(apply(model, jnp.asarray(other)) - apply(model, jnp.asarray(pixels))).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_all_patches_real_is_as_no_mask():
     model = make_model()
     found = apply(model, images(), mask=jnp.ones((3, 16), bool))
@@ -212,6 +214,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_logits():
     np.testing.assert_allclose(apply(smooth, images(), labels(), method="loss"), (expected.sum(), 3), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_count_the_best_and_the_five_best():
     model, pixels = make_model(), images(8)
     order = np.argsort(-np.asarray(apply(model, pixels)), axis=-1)
@@ -231,6 +234,7 @@ def test_of_equal_logits_the_first_label_is_the_answer():
     assert (found.right, found.others["top_5_accuracy"][0]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_an_observer_sees_every_layer_and_changes_nothing():
     model = make_model()
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from reformer.config import ReformerConfig
 from reformer.data import load, source, text
 from reformer.inspection import measure, pictures, story
+from reformer.layers.attention import fix_num_buckets
 from reformer.training import checkpoint, command_line, settings
 
 _SYMBOLS = {ord("\n"): "↵", ord(" "): "␣", ord("\t"): "⇥", text.BEGIN_ID: "▸"}
@@ -39,7 +40,7 @@ def parse(arguments: Sequence[str]) -> Request:
     known = _parser().parse_args(arguments)
     workdir, stored = Path(known.workdir), settings.read(Path(known.workdir))
     settings.check_language_model(workdir, stored)
-    config = settings.with_trained_buckets(stored)
+    config = fix_num_buckets(settings.model_config(stored), settings.window_length(stored))
     if known.num_hashes is not None:
         config = dataclasses.replace(config, num_hashes=known.num_hashes)
     if not 0 <= known.hash_seed < 2**31:

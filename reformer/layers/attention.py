@@ -1,5 +1,6 @@
 """Full, local and LSH self-attention layers."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -44,6 +45,11 @@ def num_buckets(length: int, config: ReformerConfig) -> tuple[int, ...]:
     bits = max(1, (2 * (padded_length(length, config) // chunk_length)).bit_length() - 1)
     largest = 2 * max(int((config.max_length // chunk_length) ** 0.5), chunk_length)
     return (2**bits,) if 2**bits <= largest else (2 ** (bits // 2), 2 ** (bits - bits // 2))
+
+
+def fix_num_buckets(config: ReformerConfig, length: int) -> ReformerConfig:
+    """Returns `config` with the buckets of `length` tokens for sequences of every length."""
+    return dataclasses.replace(config, num_buckets=num_buckets(length, config))
 
 
 def padded_length(length: int, config: ReformerConfig) -> int:

@@ -14,6 +14,7 @@ from reformer.tasks.language import problems_of_data
 from reformer.tasks.registry import Group
 
 KINDS = ("text",)
+LOWEST_LOSS_IS_BEST = False  # it rises while both models learn: the better the generator, the harder the detection
 
 
 class Replaced(Masked):

@@ -127,8 +127,7 @@ def _find(directory: Path) -> _Found:
 
 def _find_run(workdir: Path) -> _Found:
     stored = settings.read(workdir)
-    # The loss of ELECTRA rises while both its models learn: the lowest is not that of the best.
-    wanted = "latest" if stored.get("task", registry.DEFAULT)["name"] == "electra" else "best"
+    wanted = registry.best_checkpoint(stored.get("task", registry.DEFAULT))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = agreement.on_process_0(lambda: checkpoint.choose(checkpoints, wanted))
 

@@ -1,6 +1,5 @@
 """Checks an experiment's config and turns its `model` group into a `ReformerConfig`; stores and compares configs."""
 
-import dataclasses
 import difflib
 import json
 import os
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from reformer import sharding
 from reformer.config import ReformerConfig, is_integer, is_number
 from reformer.data import load
-from reformer.layers.attention import num_buckets, padded_length
+from reformer.layers.attention import padded_length
 from reformer.ops.patches import ORDERS
 from reformer.tasks import registry
 from reformer.trunk import POOLINGS
@@ -177,12 +176,6 @@ def check_language_model(workdir: Path, config: Config) -> None:
 def window_length(config: Config) -> int:
     """Returns the number of tokens in a window."""
     return config["model"]["max_length"] if config["data"]["length"] is None else config["data"]["length"]
-
-
-def with_trained_buckets(config: Config) -> ReformerConfig:
-    """Returns the model with the number of buckets that its training windows had, for sequences of other lengths."""
-    model = model_config(config)
-    return dataclasses.replace(model, num_buckets=num_buckets(window_length(config), model))
 
 
 def validate(config: ConfigDict) -> ReformerConfig:

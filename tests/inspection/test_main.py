@@ -30,6 +30,7 @@ def files(path):
     return sorted(file.relative_to(path) for file in path.rglob("*"))
 
 
+@pytest.mark.slow
 def test_the_first_validation_example_is_measured_and_drawn(workdir, tmp_path, capsys):
     main([f"--workdir={workdir}", f"--out={tmp_path}/pictures", "--num_hashes=3", "--length=40"])
     lines = capsys.readouterr().out.splitlines()

@@ -59,12 +59,14 @@ def test_coverage_is_measured_for_more_rounds_than_the_model_runs(layers):
     np.testing.assert_allclose(full, 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_key_decides_about_the_buckets(layers):
     again, other = (run(CONFIG, seed=seed)[1].sorting.buckets for seed in (0, 1))
     np.testing.assert_array_equal(again, layers[1].sorting.buckets)
     assert not np.array_equal(other, layers[1].sorting.buckets)
 
 
+@pytest.mark.slow
 def test_padding_of_wrapping_windows_is_left_out():
     config = dataclasses.replace(models.SMALL, num_layers=2, semantics="huggingface")
     for layer in run(config, 43):
@@ -78,6 +80,7 @@ def test_layers_that_fall_back_to_full_attention_sort_nothing():
     assert [layer.sorting for layer in run(config, 7)] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_single_token_can_be_measured():
     for layer in run(CONFIG, 1):
         np.testing.assert_allclose(layer.picture, 1)

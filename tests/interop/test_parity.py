@@ -137,6 +137,7 @@ def assert_gradients_match(actual, expected):
         assert difference <= GRADIENT_TOLERANCE * np.linalg.norm(gradient), name
 
 
+@pytest.mark.slow
 @every_case
 def test_the_oracle_computes_what_they_do(case):
     fixture, (weights, fields) = read_fixture(case), read_checkpoint(case)

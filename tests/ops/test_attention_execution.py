@@ -32,6 +32,7 @@ KINDS = pytest.mark.parametrize("kind", ["lsh", "local", "full"])
 FLOAT32 = references.VALUE_TOLERANCE["float32"]
 
 
+@pytest.mark.slow
 @KINDS
 def test_attention_dropout_is_replayed_by_the_same_key_and_changes_with_it(kind, monkeypatch):
     case = Case(rate=0.3, dtype="float32")
@@ -52,6 +53,7 @@ def test_attention_dropout_masks_of_rounds_heads_and_examples_are_independent():
     assert abs(masks.mean()) < 5 * 0.5 / np.sqrt(masks.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "scores"), [("lsh", 1), ("lsh", 600), ("local", 600), ("full", 300)])
 def test_blocked_execution_equals_unblocked(kind, scores, monkeypatch):
     case = Case(length=60, after=1, masked=True, correct_duplicates=True, within_bucket=True, rate=0.3, dtype="float32")
@@ -64,6 +66,7 @@ def test_blocked_execution_equals_unblocked(kind, scores, monkeypatch):
     references.assert_close(actual, expected, FLOAT32)
 
 
+@pytest.mark.slow
 @KINDS
 def test_vmap_equals_a_loop(kind):
     case = Case(length=20, masked=True, rate=0.3, dtype="float32")
@@ -89,6 +92,7 @@ def swap_heads(tree):
     return jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), tree)
 
 
+@pytest.mark.slow
 @KINDS
 @cases(Case(masked=True, rounds=3, correct_duplicates=True), Case(masked=True, rounds=1, rate=0.3, after=1))
 def test_output_and_gradients_together_equal_autodiff_of_the_public_op(x64, kind, case):
@@ -142,6 +146,7 @@ def _loss_and_gradients(attend):
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     sharded = jax.shard_map(_attend, mesh=_mesh(), in_specs=SPECS, out_specs=TOKENS, check_vma=False)
     arguments = _device_arguments()

@@ -84,6 +84,7 @@ def test_full_and_local_attention_equal_that_of_the_whole_sequence(before, share
     np.testing.assert_allclose(out, at_steps(expected, PROMPTS), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("correct_duplicates", [False, True])
 @pytest.mark.parametrize("num_hashes", [1, 2])
@@ -123,6 +124,7 @@ def test_an_lsh_query_attends_to_the_latest_members_of_its_bucket_and_those_besi
     np.testing.assert_allclose(out, at_steps(expected, PROMPTS), rtol=1e-5, atol=1e-5)  # `unit_keys` has an epsilon
 
 
+@pytest.mark.slow
 def test_a_table_made_at_once_is_the_table_made_token_by_token():
     query = heads_first(draw()[0])
     plan, of_layer = table(num_members=3), jnp.asarray(rotations(), query.dtype)

@@ -143,6 +143,7 @@ def test_the_kernel_under_vmap_equals_a_loop():
     references.assert_close(jax.vmap(gradient)(queries), looped, references.GRADIENT_TOLERANCE["float32"])
 
 
+@pytest.mark.slow
 def test_the_kernel_on_eight_devices_equals_one():
     case = _change(SMALL, length=16, rounds=2)
     inputs = make_inputs(case)

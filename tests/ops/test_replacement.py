@@ -48,6 +48,7 @@ def test_neighbouring_draws_are_independent(shift):
     assert abs(np.mean(one * other)) < 5 * 0.25 / np.sqrt(one.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_length", [1, 5, 7, 100])
 def test_chunks_draw_what_the_whole_draws(chunk_length):
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def bytes_of_a_device(tree):
     return sum(shard.nbytes for shard in shards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
 # Embeddings and head, a third of these parameters, are split over fsdp alone.
 @pytest.mark.parametrize(("sizes", "most"), [({"fsdp": 8}, 0.2), ({"fsdp": 2, "tensor": 4}, 0.3), ({}, 1.0)])

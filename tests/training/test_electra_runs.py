@@ -34,6 +34,7 @@ def unbroken(config, tmp_path_factory):
     return workdir, runs.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_an_evaluation_tells_how_good_both_models_are(unbroken):
     _, result = unbroken
     expected = {"generator_nats", "generator_accuracy", "discriminator_nats", "unreplaced_share", "detection_recall"}
@@ -43,6 +44,7 @@ def test_an_evaluation_tells_how_good_both_models_are(unbroken):
     assert 0.8 < result["unreplaced_share"] < 0.9  # of 15 % nearly all are wrong
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_and_continues_equals_an_unbroken_one(unbroken, config, tmp_path, monkeypatch):
     original, calls = loop.batches.to_mesh, iter(range(100))
 
@@ -83,6 +85,7 @@ def test_the_discriminator_beats_the_share_of_unreplaced_tokens(config, tmp_path
     assert result["generator_nats"] < 3.2, result  # the frequencies of the bytes alone give about 2.6
 
 
+@pytest.mark.slow
 def test_a_classifier_begins_with_the_discriminator(config, tmp_path):
     workdir = runs.save_untrained(config, tmp_path / "run")
     tuned = config.copy_and_resolve_references()
@@ -96,6 +99,7 @@ def test_a_classifier_begins_with_the_discriminator(config, tmp_path):
         fine_tuning.find(tuned, data)
 
 
+@pytest.mark.slow
 def test_micro_batches_have_the_gradient_of_one_large_batch(config):
     model = settings.make_model(config)
     params = model.init(jax.random.key(0), method="create")["params"]
@@ -142,6 +146,7 @@ def test_a_generator_that_does_not_divide_over_the_mesh_is_refused(config, tmp_p
         loop.prepare(config, str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_summary_lists_the_parameters_of_each_model(config, tmp_path):
     lines = loop.dry_run(loop.prepare(config, str(tmp_path / "run"))).text.splitlines()
     assert max(map(len, lines)) <= 80
@@ -162,3 +167,8 @@ def test_operations_are_those_of_both_models_the_projection_and_the_draw():
     discriminator = flops.flops_per_token(model, 16) - 3 * 2 * (2 * 8) * (10 - 1)
     assert found == flops.flops_per_token(generator, 16) + discriminator + draw + projection
     assert registry.flops_per_token(task | {"name": "masked"}, model, 16) == flops.flops_per_token(model, 16)
+
+
+@pytest.mark.parametrize("name", registry.NAMES)
+def test_other_runs_begin_with_the_latest_of_electra_and_the_best_of_all_else(name):
+    assert registry.best_checkpoint({"name": name}) == ("latest" if name == "electra" else "best")

@@ -48,6 +48,7 @@ def test_scores_are_those_of_the_logits_over_all_windows(config):
     np.testing.assert_allclose(measure(config, params, data)[:3], (bits / 75, right / 75, 75), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch_size(config):
     params, data = initial_params(config), data_of(config, 333)
     results = []
@@ -73,6 +74,7 @@ def run_eval(workdir, capsys, *arguments):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_last_line_is_the_stored_result(workdir, capsys):
     record = run_eval(workdir, capsys)
     assert (record["split"], record["step"], record["num_bytes"]) == ("valid", 2, 2000)
@@ -82,6 +84,7 @@ def test_the_last_line_is_the_stored_result(workdir, capsys):
     assert json.loads((workdir / "evaluations.jsonl").read_text().splitlines()[-1]) == record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -99,6 +102,7 @@ def test_what_leaves_the_parameters_as_they_are_can_be_changed(workdir, capsys, 
     assert math.isfinite(run_eval(workdir, capsys, change)["bits_per_byte"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 4, "tensor": 2, "split_length": True}])
 def test_other_devices_measure_the_same(workdir, capsys, sizes):
     changes = [f"--config.sharding.{name}={size}" for name, size in ({"data": 1} | sizes).items()]
@@ -106,6 +110,7 @@ def test_other_devices_measure_the_same(workdir, capsys, sizes):
     assert eight == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

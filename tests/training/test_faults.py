@@ -86,6 +86,7 @@ def test_a_checkpoint_that_could_not_be_replaced_stays(tmp_path, monkeypatch, wh
         assert checkpoints.steps == [1] and checkpoints.problem(1) is None and not checkpoints.metrics(1)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_in_the_background_ends_the_run_which_then_continues(config, tmp_path, monkeypatch):
     calls = iter(range(100))
     write = manifest.write
@@ -100,6 +101,7 @@ def test_a_save_that_fails_in_the_background_ends_the_run_which_then_continues(c
     assert run(config, tmp_path / "run")["step"] == 6
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_be_written_ends_the_run_with_a_sentence(config, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.Journal, "write", no_space)
     with pytest.raises(

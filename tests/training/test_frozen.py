@@ -96,6 +96,7 @@ def gradients():
     return traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_gradients_of_the_rest_are_those_of_the_whole(gradients, accumulation_steps):
     patterns = ("embeddings", "attention", "^norm")

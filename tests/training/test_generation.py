@@ -55,6 +55,7 @@ def test_text_continues_its_prompt_and_the_seed_decides_it(text_run, capsys, tmp
     assert (record["samples"], record["num_tokens"], record["seed"]) == (2, 20, 0)
 
 
+@pytest.mark.slow
 def test_prompts_of_different_lengths_and_a_file_are_continued_together(text_run, capsys, tmp_path):
     (tmp_path / "prompt.txt").write_text("in the wind")
     printed, record = run(
@@ -64,6 +65,7 @@ def test_prompts_of_different_lengths_and_a_file_are_continued_together(text_run
     assert printed.startswith("a") and "in the wind" in printed
 
 
+@pytest.mark.slow
 def test_a_stop_byte_ends_every_text(text_run):
     free = generate.parse([f"--workdir={text_run}", "--prompt=x", "--num_tokens=30", "--batch=3"])
     rows = generation.write_text(free.generation)
@@ -79,6 +81,7 @@ def test_pictures_are_a_grid_of_the_size_that_is_asked_for(image_run, capsys, tm
     assert Image.open(tmp_path / "grid.png").size == (10, 10)  # 2 x 2 pictures of 4 pixels and a gap of 2
 
 
+@pytest.mark.slow
 def test_completions_stand_beside_the_image_and_keep_its_upper_half(image_run, capsys):
     _, record = run(capsys, f"--workdir={image_run}", "--complete=2", "--batch=2")
     assert record["num_tokens"] == 24
@@ -139,6 +142,7 @@ def test_pictures_of_files_are_completed_and_others_refused(image_run, tmp_path)
         generate.parse([f"--workdir={image_run}", f"--image={tmp_path / 'no_picture.png'}"])
 
 
+@pytest.mark.slow
 def test_devices_that_share_model_and_prompts_write_the_same(text_run):
     arguments = [f"--workdir={text_run}", "--prompt=ab", "--batch=4", "--num_tokens=6", "--temperature=0"]
     devices = ["--config.sharding.data=2", "--config.sharding.fsdp=2", "--config.sharding.tensor=2"]

@@ -125,6 +125,7 @@ def test_every_device_skips_when_the_examples_of_one_are_bad(config):
         np.testing.assert_array_equal(copy, before.params["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_run_skips_says_so_and_ends_when_there_are_too_many(config, tmp_path, capsys):
     config.optimizer.update(name="adamw", learning_rate=1e38, warmup_steps=0, clip_norm=None)
     config.model.update(attention_pattern=("local",), num_layers=1)

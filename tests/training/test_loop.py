@@ -32,6 +32,7 @@ def test_the_resolved_config_lies_beside_the_checkpoints(unbroken, config):
     assert {"checkpoints", "config.json", "metrics.jsonl", "events"} <= {path.name for path in workdir.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_and_continues_equals_an_unbroken_one(unbroken, config, tmp_path, monkeypatch):
     original = loop.batches.to_mesh
     calls = iter(range(100))
@@ -102,6 +103,7 @@ def test_a_directory_with_other_files_is_left_alone(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_broken_loss_stops_the_run_and_is_never_saved(config, tmp_path):
     config.optimizer.update(name="adamw", learning_rate=1e38, warmup_steps=0, clip_norm=None)
     config.model.update(attention_pattern=("local",), num_layers=1)

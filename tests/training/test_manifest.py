@@ -59,6 +59,7 @@ def places(content):
     return sorted({number * (len(content) - 1) // 39 for number in range(40)})
 
 
+@pytest.mark.slow
 def test_a_bit_that_is_flipped_anywhere_in_any_file_is_noticed(workdir):
     directory = workdir / "checkpoints" / "2"
     for path in set(files_of(directory)) - {directory / manifest.NAME}:

@@ -77,6 +77,7 @@ def observe(make_config):
     return model_config, lambda looks=True: run(params, tokens, looks)
 
 
+@pytest.mark.slow
 def test_a_layer_has_between_one_and_all_buckets(observe):
     model_config, run = observe
     (layer,) = occupancy.means(occupancy.by_depth(model_config, run()[1])).values()
@@ -88,6 +89,7 @@ def test_to_observe_changes_nothing(observe):
     jax.tree.map(np.testing.assert_array_equal, observe[1](True)[0], observe[1](False)[0])
 
 
+@pytest.mark.slow
 def test_eight_devices_count_what_one_does(observe):
     one = observe[1]()[1]
     with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):

@@ -71,7 +71,7 @@ def test_kernels_and_embeddings_decay_and_nothing_else(params):
 def test_weight_decay_is_the_rate_times_the_parameter(params, name):
     optimizer = make_optimizer(settings(name=name, weight_decay=0.25), constant(0.5))
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
     expected = jax.tree.map(lambda leaf, decays: -0.125 * leaf * decays, params, decay_mask(params))
     for update, wanted in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(update, wanted, rtol=1e-5)

@@ -46,6 +46,7 @@ def assert_trees_close(first, second, rtol):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch(config):
     config.model.update(dropout_rate=0.0, attention_pattern=("lsh",), num_layers=1)
     batch, model = (
@@ -79,6 +80,7 @@ def test_the_loss_of_one_batch_falls(trained):
     assert metrics[-1]["nats"] < 0.7 * metrics[0]["nats"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_parameters_bit_for_bit(trained):
     config, params, _ = trained
     jax.tree.map(np.testing.assert_array_equal, params, run_steps(config, 30, jax.devices()[:1])[0])
@@ -94,6 +96,7 @@ def test_seeds_and_steps_and_purposes_have_different_keys():
     assert len(set(keys)) == 12
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(trained):
     config, _, one = trained
     _, eight = run_steps(config, 2, jax.devices(), data=2, fsdp=2, tensor=2)

@@ -76,6 +76,7 @@ def unbroken(make_config, tmp_path_factory):
     return workdir, run(make_config(), workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count", "step"),
     [

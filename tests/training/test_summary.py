@@ -28,10 +28,12 @@ def row(known, group, name):
     return " ".join(next(line for line in lines[start + 1 :] if line.startswith(f"  {name} ")).split())
 
 
+@pytest.mark.slow
 def test_every_line_fits_80_columns(known):
     assert max(map(len, known[1].text.splitlines())) <= summary.WIDTH
 
 
+@pytest.mark.slow
 def test_a_parameter_has_its_shape_number_bytes_and_what_it_is_split_over(known):
     # 259 x 16 numbers of 4 bytes; the columns are split over 2 devices.
     assert row(known, "embeddings", "token") == "token 259 x 16 4,144 8.09 KiB -, fsdp"
@@ -39,6 +41,7 @@ def test_a_parameter_has_its_shape_number_bytes_and_what_it_is_split_over(known)
     assert row(known, "lsh attention", "value/kernel") == "value/kernel 16 x 2 x 8 256 256 B fsdp, tensor, -"
 
 
+@pytest.mark.slow
 def test_layers_that_are_alike_share_a_row(known):
     # Both feed-forward layers: 2 x 16 x 32 numbers, a quarter of the bytes on each device.
     assert row(known, "feed-forward", "hidden/kernel") == "hidden/kernel 16 x 32 1,024 1 KiB fsdp, tensor"
@@ -46,6 +49,7 @@ def test_layers_that_are_alike_share_a_row(known):
     assert "feed-forward 2 layers " in words and "lsh attention 1 layer " in words
 
 
+@pytest.mark.slow
 def test_the_rows_add_up_to_all_parameters(known):
     run, result = known
     with jax.set_mesh(run.mesh):
@@ -60,6 +64,7 @@ def _number(line):
     return words[next(i for i, word in enumerate(words) if word in ("B", "KiB")) - 2]
 
 
+@pytest.mark.slow
 def test_the_step_is_described(known):
     text, record = known[1]
     assert "step: 8 examples x 32 tokens = 256 tokens" in text
@@ -89,6 +94,7 @@ def test_numbers_have_prefixes(number, base, text):
     assert summary._with_prefix(number, base) == text
 
 
+@pytest.mark.slow
 def test_a_dry_run_ends_with_one_json_object_and_writes_nothing(config, text_file, tmp_path, capsys):
     root = train.DEFAULT_CONFIG.parent
     arguments = [f"--config={root}/text.py:tiny", f"--workdir={tmp_path}/run", f"--config.data.path={text_file}"]

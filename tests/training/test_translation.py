@@ -10,6 +10,7 @@ import translate
 from configs import base
 from reformer import beam, translation
 from reformer.data import subwords
+from reformer.layers.attention import num_buckets
 from reformer.training import checkpoint, evaluation, settings
 from tests.training import runs
 
@@ -86,6 +87,7 @@ def test_it_learns_to_translate_what_it_has_not_seen(make_config, tmp_path, caps
     assert record["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(make_config, short_run, tmp_path):
     config = make_config()
     config.training.num_steps = 2
@@ -95,11 +97,13 @@ def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(make_config, sho
     runs.assert_same(*(checkpoint.load(directory, 4)[1] for directory in (tmp_path, short_run)))
 
 
+@pytest.mark.slow
 def test_eval_measures_a_checkpoint(make_config, short_run):
     record = evaluation.evaluate(evaluation.prepare(make_config(), short_run, "latest", "test"))
     assert 7 < record["bits_per_subword"] < 10 and record["num_subwords"] > 20 * 5
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_vocabulary_and_refuses_another(make_config, short_run, prefix, tmp_path):
     vocabulary = subwords.read(str(short_run / "subwords.model"))
     assert vocabulary.num_ids == NUM_SUBWORDS
@@ -117,6 +121,7 @@ def test_a_run_keeps_its_vocabulary_and_refuses_another(make_config, short_run, 
     assert evaluation.prepare(other, short_run, "latest", "valid").data.vocabulary.num_ids == NUM_SUBWORDS
 
 
+@pytest.mark.slow
 def test_a_split_is_translated_beside_its_references(short_run, capsys, tmp_path):
     arguments = (f"--workdir={short_run}", "--split=valid", "--beam_size=2", "--batch_size=4")
     record, _ = run(capsys, *arguments, f"--output={tmp_path / 'out.txt'}")
@@ -127,6 +132,7 @@ def test_a_split_is_translated_beside_its_references(short_run, capsys, tmp_path
     assert (tmp_path / "again.txt").read_text() == (tmp_path / "out.txt").read_text()
 
 
+@pytest.mark.slow
 def test_lines_are_translated_in_their_order_without_the_training_texts(short_run, capsys, tmp_path, monkeypatch):
     (tmp_path / "in.txt").write_text("red dog runs\nman\n")
     monkeypatch.setattr(beam, "search", lambda model, variables, sources, how, **_: (sources, None))
@@ -134,6 +140,7 @@ def test_lines_are_translated_in_their_order_without_the_training_texts(short_ru
     assert lines[-2:] == ["red dog runs", "man"] and record["texts"] == 2 and "bleu" not in record
 
 
+@pytest.mark.slow
 def test_documents_are_compared_as_one_text_and_missing_parts_are_told(
     make_config, prefix, tmp_path, capsys, monkeypatch
 ):
@@ -156,6 +163,7 @@ def test_documents_are_compared_as_one_text_and_missing_parts_are_told(
     assert record["bleu"] == 100 and record["share_with_all_texts"] == round(1 - 1 / record["texts"], 4)
 
 
+@pytest.mark.slow
 def test_blank_lines_stay_blank_and_the_record_says_what_was_changed(short_run, capsys, tmp_path, monkeypatch):
     (tmp_path / "in.txt").write_text("\nman\n  \ndog\n\n")
     monkeypatch.setattr(beam, "search", lambda model, variables, sources, how, **_: (sources, None))
@@ -171,6 +179,7 @@ def test_blank_lines_stay_blank_and_the_record_says_what_was_changed(short_run, 
     assert "there is nothing to translate" in message
 
 
+@pytest.mark.slow
 def test_ids_beyond_the_vocabulary_are_never_written(make_config, short_run, tmp_path):
     config = make_config(vocab_size=NUM_SUBWORDS + 10)
     directory = runs.save_untrained(config, tmp_path / "run")
@@ -179,15 +188,18 @@ def test_ids_beyond_the_vocabulary_are_never_written(make_config, short_run, tmp
     assert set(range(NUM_SUBWORDS, NUM_SUBWORDS + 10)) < set(made.how.never)
 
 
+@pytest.mark.slow
 def test_the_buckets_are_those_of_the_training_rows(make_config, short_run):
     config = make_config()
     config.data.length = 32
     job = translation.prepare(config, short_run, "latest", lines=["man"])
-    buckets = settings.with_trained_buckets(make_config()).num_buckets
+    model = settings.model_config(config)
+    buckets = num_buckets(make_config().data.length, model)
     assert job.model.config.num_buckets == job.model.encoder_config.num_buckets == buckets
-    assert settings.with_trained_buckets(config).num_buckets != buckets
+    assert num_buckets(config.data.length, model) != buckets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -210,12 +222,14 @@ def test_what_cannot_be_done_is_said(short_run, capsys, arguments, message):
     assert message in error(capsys, f"--workdir={short_run}", *arguments)
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_the_maximum_is_refused_with_its_number(short_run, capsys, tmp_path):
     (tmp_path / "in.txt").write_text("man\n" + "dog " * 40 + "\n")
     message = error(capsys, f"--workdir={short_run}", f"--input={tmp_path / 'in.txt'}")
     assert "text 2 has" in message and "more than max_length=32 of the model: 'dog dog" in message
 
 
+@pytest.mark.slow
 def test_a_missing_and_a_wrong_vocabulary_are_refused(make_config, prefix, capsys, tmp_path):
     directory = runs.save_untrained(make_config(), tmp_path / "run")
     (tmp_path / "in.txt").write_text("man\n")

@@ -28,6 +28,7 @@ def unbroken(tmp_path_factory):
     return workdir, run(make_config(), workdir)
 
 
+@pytest.mark.slow
 def test_a_run_reports_the_two_accuracies_and_the_buckets(unbroken):
     workdir, result = unbroken
     assert 0 < result["accuracy"] < result["top_5_accuracy"] < 1
@@ -53,6 +54,7 @@ def test_a_run_that_failed_and_continues_equals_an_unbroken_one(unbroken, tmp_pa
     assert_same_run(tmp_path / "run", unbroken[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_on_the_test_split(unbroken):
     workdir, _ = unbroken
     config = settings.update(make_config(), json.loads((workdir / "config.json").read_text()))
@@ -61,6 +63,7 @@ def test_a_checkpoint_is_evaluated_on_the_test_split(unbroken):
     assert 0 < found["accuracy"] < found["top_5_accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_a_library_user_gets_the_model_and_its_variables(unbroken):
     workdir, _ = unbroken
     model = settings.make_model(settings.read(workdir))
@@ -69,6 +72,7 @@ def test_a_library_user_gets_the_model_and_its_variables(unbroken):
     assert variables["params"]["head"]["kernel"].shape == (64, 10)
 
 
+@pytest.mark.slow
 def test_what_is_made_for_ids_refuses_the_run_in_a_sentence(unbroken):
     workdir, _ = unbroken
     for program in (inspection, generate):
