@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
+from reformer import sharding
 
 
 def small_config(text_file: Path) -> ConfigDict:
@@ -46,6 +47,20 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device_where_none_are_asked_for():
+    """Programs for all eight devices take a third longer to compile; `config.sharding.data=8` has them."""
+
+    def make_mesh(data=-1, fsdp=1, tensor=1, split_length=False, devices=None):
+        if devices is None and (data, fsdp, tensor) == (-1, 1, 1):
+            devices = jax.devices()[:1]
+        return original(data, fsdp, tensor, split_length, devices)
+
+    original, sharding.make_mesh = sharding.make_mesh, make_mesh
+    yield
+    sharding.make_mesh = original
 
 
 @pytest.fixture(scope="session")

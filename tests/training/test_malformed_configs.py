@@ -97,8 +97,8 @@ COMBINATIONS = [
     ({"sharding.tensor": 3}, "sharding.tensor"),
     ({"sharding.fsdp": 16}, "sharding.fsdp"),
     ({"sharding.data": 1, "sharding.fsdp": 1, "sharding.tensor": 8}, "num_heads"),
-    ({"training.batch_size": 4}, "batch_size"),
-    ({"evaluation.batch_size": 3}, "batch_size"),
+    ({"sharding.data": 8, "training.batch_size": 4}, "batch_size"),
+    ({"sharding.data": 8, "evaluation.batch_size": 3}, "batch_size"),
 ]
 
 
