@@ -35,7 +35,7 @@ ALLOWED = {
     "tasks": LEAVES | {"model", "electra", "electra_models", "heads", "encoder_decoder", "vision", "data"},
     "training": LEAVES | {"ops", "layers", "trunk", "model", "heads", "encoder_decoder", "data", "tasks", "interop"},
     "interop": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
-    "generation": LEAVES | {"decoding", "data", "training"},
+    "generation": LEAVES | {"layers", "decoding", "data", "training"},
     "translation": LEAVES | {"beam", "encoder_decoder", "layers", "data", "tasks", "training"},
     "painting": {"data", "generation"},
     "inspection": LEAVES | {"ops", "layers", "model", "data", "training"},
