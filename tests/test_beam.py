@@ -94,7 +94,14 @@ def search_without_caches(log_probabilities, source, how):
     return finished[0] if finished else (alive[0][0] / penalty(how.max_tokens, how.length_penalty), alive[0][1])
 
 
-@pytest.mark.parametrize("changes", [{}, {"beam_size": 1}, {"length_penalty": 0.0, "max_tokens": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"beam_size": 1}, marks=pytest.mark.slow),
+        pytest.param({"length_penalty": 0.0, "max_tokens": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_search_finds_what_one_without_caches_finds(made, log_probabilities, changes):
     how = dataclasses.replace(HOW, **changes)
     targets, scores = search(*made, SOURCES, how, rng=RNG)

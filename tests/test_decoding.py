@@ -156,6 +156,7 @@ def sample(prompts, num_tokens, *, seed=0, config=CONFIG, **kwargs):
     return decoding.sample(config, variables(config), prompts, num_tokens, rng=jax.random.key(seed), **kwargs)
 
 
+@pytest.mark.slow
 def test_temperature_zero_takes_the_most_likely_token_each_time():
     config = make(attention_pattern=("full",))
     prompt, drawn = prompts(5), sample(prompts(5), 12, config=config, sampling=GREEDY)
@@ -179,7 +180,7 @@ def test_the_same_key_gives_the_same_tokens_and_another_does_not():
     assert (first[0] != first[1]).any()
 
 
-@pytest.mark.parametrize("tokens_at_once", [1, 7, 64])
+@pytest.mark.parametrize("tokens_at_once", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7)), 64])
 def test_how_many_tokens_come_at_once_does_not_matter(tokens_at_once):
     rng, expected = jax.random.key(0), sample(prompts(3, 4), 20)
     chunks = decoding.generate(CONFIG, variables(CONFIG), prompts(3, 4), 20, rng=rng, tokens_at_once=tokens_at_once)
@@ -199,6 +200,7 @@ def test_a_row_ends_with_the_stop_id_and_all_rows_end_the_generation(tokens_at_o
     np.testing.assert_array_equal(np.concatenate(list(chunks), axis=1), expected)
 
 
+@pytest.mark.slow
 def test_ids_from_num_ids_on_are_never_drawn():
     drawn = sample(prompts(3) * 8, 30, sampling=Sampling(num_ids=5, temperature=100.0))
     assert set(np.unique(drawn)) == set(range(5))

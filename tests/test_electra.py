@@ -160,6 +160,7 @@ def test_the_same_key_draws_the_same_and_another_other_tokens(small):
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_examples_without_targets_or_tokens_weigh_what_they_have(small):
     _, params, gradient = small
     rows = batch() | {"weights": jnp.zeros((16, 24)), "mask": jnp.zeros((16, 24), bool).at[0].set(True)}

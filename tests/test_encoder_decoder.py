@@ -178,6 +178,7 @@ def test_more_padding_of_both_sequences_changes_nothing(x64):
     np.testing.assert_allclose(after[:, :LENGTH][real], before[real], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_both_stacks_hash_with_the_rotations_that_are_given(x64):
     batch, (of_encoder, of_decoder) = make_batch(FLOAT64), make_rotations()
     given = compiled_logits()(batch, (of_encoder, of_decoder))
@@ -219,6 +220,7 @@ def test_float32_gradients_equal_ordinary_autodiff_with_dropout():
     assert models.relative_error(*two_gradients(config)) < 1e-5
 
 
+@pytest.mark.slow
 def test_undoing_cross_attention_gives_its_value_and_the_gradients_of_autodiff(x64):
     config = dataclasses.replace(FLOAT64, dropout_rate=0.2)
     residual = cross_attention_residual(config)

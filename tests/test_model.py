@@ -22,7 +22,8 @@ def logits(config, tokens, **kwargs):
     return apply({"params": models.init(config)}, tokens, **kwargs)
 
 
-@pytest.mark.parametrize("length", [1, pytest.param(65, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 65])
 def test_any_length_trains_and_evaluates(length):
     config = dataclasses.replace(FIXED_BUCKETS, num_buckets=None, dropout_rate=0.1)
     tokens = models.tokens(config, 1, length)
@@ -33,7 +34,7 @@ def test_any_length_trains_and_evaluates(length):
     assert logits(config, tokens).shape == (1, length, config.vocab_size)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 30])
 def test_padding_on_the_right_does_not_change_the_logits_of_real_tokens(length, causal):
     config = dataclasses.replace(
@@ -96,6 +97,7 @@ def test_rotations_replace_the_hash_key():
     assert np.any(np.asarray(found) != np.asarray(logits(config, tokens, rotations=rotations[::-1], rngs=None)))
 
 
+@pytest.mark.slow
 def test_full_and_local_models_are_causal_by_gradient():
     config = dataclasses.replace(models.SMALL, attention_pattern=("full", "local"))
     params, tokens = models.init(config), models.tokens(config, 1, 40)

@@ -201,6 +201,7 @@ def test_gradients_match_ordinary_autodiff():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found["embeddings"]))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_cross_entropy_of_the_logits():
     model, weights = make_model(), jnp.asarray([1.0, 0.0, 2.5])
     logits = np.asarray(apply(model, images()), np.float64)

@@ -23,6 +23,7 @@ def layers():
     return run(CONFIG)
 
 
+@pytest.mark.slow
 def test_layers_come_in_the_order_of_their_depth():
     config = dataclasses.replace(models.SMALL, attention_pattern=("lsh", "local"))
     measured = run(config, 24)

@@ -60,6 +60,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "case"), KINDS)
 def test_a_picture_with_a_pixel_per_token_holds_the_weights_of_the_dense_reference(kind, case):
     plan, arrays, context, inputs = row(kind, case)

@@ -27,7 +27,10 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 CASES = sorted(FIXTURES.iterdir())
 if "REFORMER_PARITY" in os.environ:
     CASES += sorted(path for path in pathlib.Path(os.environ["REFORMER_PARITY"]).iterdir() if path.is_dir())
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda path: path.name)
+FAST = {"causal_factorised", "bidirectional_masked", "classifier", "question_answerer"}
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(path, id=path.name, marks=() if path.name in FAST else pytest.mark.slow) for path in CASES]
+)
 LOGITS_TOLERANCE = 1e-9
 GRADIENT_TOLERANCE = 1e-7  # norm over norm
 

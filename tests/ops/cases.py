@@ -42,9 +42,10 @@ def _name(case):
     return "-".join(f"{name}={getattr(case, name)}" for name in changed) or "default"
 
 
-def cases(*cases):
-    """Parametrize a test by cases, named by what differs from the default."""
-    return pytest.mark.parametrize("case", cases, ids=_name)
+def cases(*cases, slow=()):
+    """Parametrize a test by cases, named by what differs from the default; `slow` ones are marked so."""
+    slow = [pytest.param(case, marks=pytest.mark.slow) for case in slow]
+    return pytest.mark.parametrize("case", [*cases, *slow], ids=_name)
 
 
 def grid(**axes):

@@ -28,9 +28,11 @@ def _weights(kind, case):
 
 @KINDS
 @cases(
-    Case(length=24, after=1, rounds=3, dtype="float32"),
     Case(length=24, after=1, rounds=3, rate=0.3, masked=True, dtype="float32"),
-    Case(length=24, after=1, shared=False, dtype="float32"),
+    slow=(
+        Case(length=24, after=1, rounds=3, dtype="float32"),
+        Case(length=24, after=1, shared=False, dtype="float32"),
+    ),
 )
 def test_future_keys_get_exactly_zero_weight(kind, case):
     forwards, backwards = _weights(kind, case)
@@ -116,6 +118,7 @@ def test_padding_on_the_right_does_not_change_real_tokens(kind, case):
     references.assert_close(out[:, :real], jax.jit(call(kind, short_case, short))(*short_args), FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "shared"), [("lsh", True), ("local", True), ("local", False), ("full", False)])
 def test_a_row_of_nothing_but_padding_is_finite_and_has_no_gradient(kind, shared):
     case = Case(shared=shared, dtype="float32")

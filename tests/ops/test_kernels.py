@@ -52,16 +52,13 @@ def _change(case, **changes):
 
 
 @cases(
-    _change(SMALL, masked=True, rounds=3, rate=0.3),
     _change(SMALL, length=21, rounds=1, causal=False, masked=True, before=0, after=1, within_bucket=True),
-    *(
-        pytest.param(case, marks=pytest.mark.slow)
-        for case in (
-            _change(SMALL, before=2, after=2, causal=False, rounds=1),
-            _change(SMALL, length=20, before=2, rounds=3),
-            _change(SMALL, before=0, masked=True, rate=0.3, within_bucket=True),
-            _change(SMALL, length=1),
-        )
+    slow=(
+        _change(SMALL, masked=True, rounds=3, rate=0.3),
+        _change(SMALL, before=2, after=2, causal=False, rounds=1),
+        _change(SMALL, length=20, before=2, rounds=3),
+        _change(SMALL, before=0, masked=True, rate=0.3, within_bucket=True),
+        _change(SMALL, length=1),
     ),
 )
 def test_lsh_by_the_kernel_equals_the_plain_path(case):
@@ -71,13 +68,10 @@ def test_lsh_by_the_kernel_equals_the_plain_path(case):
 @cases(
     _change(SMALL, rounds=0, shared=False, causal=False, before=1, after=2, masked=True, rate=0.3),
     _change(SMALL, rounds=0, length=19),
-    *(
-        pytest.param(case, marks=pytest.mark.slow)
-        for case in (
-            _change(SMALL, rounds=0, before=0, masked=True),
-            _change(SMALL, rounds=0, length=9, before=2, shared=False),
-            _change(SMALL, rounds=0, length=7, after=1, rate=0.3),
-        )
+    slow=(
+        _change(SMALL, rounds=0, before=0, masked=True),
+        _change(SMALL, rounds=0, length=9, before=2, shared=False),
+        _change(SMALL, rounds=0, length=7, after=1, rate=0.3),
     ),
 )
 def test_local_by_the_kernel_equals_the_plain_path(case):
@@ -94,11 +88,13 @@ def test_bfloat16_by_the_kernel_is_close_to_the_plain_path(kind):
     _check(kind, _change(SMALL, rounds=1, masked=True, dtype="bfloat16", shared=kind == "lsh"))
 
 
+@pytest.mark.slow
 def test_chunks_that_are_no_power_of_two_are_padded(monkeypatch):
     monkeypatch.setattr("tests.ops.cases.CHUNK", 17)
     _check("lsh", _change(SMALL, length=40, rounds=1, masked=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [True, False])
 def test_dropout_by_the_kernel_drops_the_very_weights_of_the_plain_path(masked):
     case = _change(SMALL, length=16, rounds=1, rate=0.5, after=1, masked=masked)

@@ -99,6 +99,7 @@ def test_an_odd_number_of_residual_functions_swaps_the_streams_correctly(x64, nu
     references.assert_close(actual, expected, references.GRADIENT_TOLERANCE["float64"])
 
 
+@pytest.mark.slow
 def test_float32_gradients_stay_close_to_a_plain_loop():
     inputs = _inputs(4, "float32")
     actual = _value_and_gradients(functools.partial(reversible.reversible_scan_blocks, _residuals(3)), *inputs)

@@ -75,6 +75,7 @@ def test_a_stop_byte_ends_every_text(text_run):
     assert generation.write_text(stopped.generation) == expected != rows
 
 
+@pytest.mark.slow
 def test_pictures_are_a_grid_of_the_size_that_is_asked_for(image_run, capsys, tmp_path):
     _, record = run(capsys, f"--workdir={image_run}", "--batch=3", f"--out={tmp_path / 'grid.png'}")
     assert record["num_tokens"] == 48

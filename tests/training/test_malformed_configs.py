@@ -126,6 +126,7 @@ def refuse(make_config, tmp_path_factory):
         yield refuse
 
 
+@pytest.mark.slow
 @settings(
     max_examples=170,
     deadline=None,

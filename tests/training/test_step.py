@@ -63,6 +63,7 @@ def test_accumulation_equals_one_large_batch(config):
     assert_trees_close(small, large, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_near_that_of_a_uniform_guess(trained):
     first = trained[2][0]
     assert first["weight"] == 8 * 16
