@@ -1,6 +1,8 @@
 """Parameters that a run begins with: those of another run, or of a Hugging Face checkpoint, where they fit."""
 
 import dataclasses
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ from reformer.data import pairs
 from reformer.data.source import Source, assets
 from reformer.tasks import registry
 from reformer.training import agreement, checkpoint, settings
+from reformer.training.depths import Piece, Shape, by_depth
 from reformer.training.state import TrainState
 
-# What must be the same for the rest to mean anything.
+# What must be the same for the rest to mean anything, but for projections that another kind of attention does not have.
 _REQUIRED = ("embeddings/", "stack/")
+_OF_A_KIND = re.compile(r".*stack/depth_\d+/attention/(query|key|query_key)/.*")
 
-Shape = tuple[int, ...]
 Leaves = dict[str, Any]  # arrays by 'path/to/parameter'
 
 
@@ -30,15 +33,14 @@ class Origin:
 
     Attributes:
       name: For people.
-      copied: Paths of the parameters that are taken.
-      new: Paths of those that are not there, or have another shape, and are drawn at random.
+      pieces: Where the arrays of the model come from, by path: the one piece that is the whole, or a piece for each
+        row; None = it is not there, or has another shape, and is drawn at random.
       changes: Fields of the model that differ, and are allowed to: (there, here).
       read: Returns the arrays by path, given a mesh.
     """
 
     name: str
-    copied: tuple[str, ...]
-    new: tuple[str, ...]
+    pieces: Mapping[str, tuple[Piece | None, ...]]
     changes: Mapping[str, tuple[Any, Any]]
     read: Callable[[jax.sharding.Mesh], Leaves]
 
@@ -52,13 +54,27 @@ class Origin:
         """
         places, found = _by_path(target.params), self.read(mesh)
         params = _by_path(state.params)
-        for path in self.copied:
-            params[path] = jax.device_put(jnp.asarray(found[path], places[path].dtype), places[path].sharding)
+        for path, pieces in self.pieces.items():
+            params[path] = jax.device_put(
+                jnp.asarray(_assemble(params[path], pieces, found), places[path].dtype), places[path].sharding
+            )
         return dataclasses.replace(state, params=traverse_util.unflatten_dict(params, sep="/"))
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Paths of the parameters that are taken."""
+        return tuple(path for path, pieces in self.pieces.items() if None not in pieces)
+
+    @property
+    def new(self) -> tuple[str, ...]:
+        """Paths of those that are not, or not wholly."""
+        return tuple(path for path, pieces in self.pieces.items() if None in pieces)
 
     def describe(self) -> str:
         """Returns a line or two for people."""
-        text = f"begins with {_groups(self.copied)} of {self.name}; new: {_groups(self.new) or 'nothing'}"
+        partly = set(map(_group, self.copied))
+        new = _groups(self.new, lambda path: path if _group(path) in partly else _group(path))
+        text = f"begins with {_groups(self.copied)} of {self.name}; new: {new or 'nothing'}"
         return f"{text}\nthe model differs there: {settings.describe(dict(self.changes))}" if self.changes else text
 
 
@@ -109,8 +125,7 @@ def find(config: ConfigDict, data: Source) -> Origin | None:
             f"({data.description}), its embeddings would mean something else. Name a run on the same subwords."
         )
     _require(found, shapes, changes)
-    copied = tuple(path for path, shape in shapes.items() if found.shapes.get(path) == shape)
-    return Origin(found.name, copied, tuple(path for path in shapes if path not in copied), changes, found.read)
+    return Origin(found.name, _match(found.shapes, shapes), changes, found.read)
 
 
 def _find(directory: Path) -> _Found:
@@ -156,8 +171,30 @@ def _read_bytes(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
+def _match(there: Mapping[str, Shape], here: Mapping[str, Shape]) -> dict[str, tuple[Piece | None, ...]]:
+    """Returns for each array here the pieces there that it is made of; None where there is none of the same shape."""
+    sources, pieces = by_depth(there), defaultdict(list)
+    for name, piece in by_depth(here).items():
+        source = sources.get(name)
+        pieces[piece.path].append(source if source and source.shape == piece.shape else None)
+    return {path: tuple(found) for path, found in pieces.items()}
+
+
+def _assemble(new: Any, pieces: tuple[Piece | None, ...], found: Leaves) -> Any:
+    """Returns an array of pieces of those that were found, and of rows of the new one for pieces that are not there."""
+    if not any(pieces):
+        return new
+    first = pieces[0]
+    if first and first.row is None:
+        return found[first.path]
+    if first and pieces == tuple(first._replace(row=row) for row in range(len(found[first.path]))):
+        return found[first.path]
+    rows = [new[row] if piece is None else found[piece.path][piece.row] for row, piece in enumerate(pieces)]
+    return jnp.stack(rows)
+
+
 def _require(found: _Found, shapes: Mapping[str, Shape], changes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raises a ValueError unless the embeddings and the stack have the same parameters."""
+    """Raises a ValueError unless the embeddings and the stack have the same parameters, layer by layer."""
     is_whole, may_be = (any(path.startswith(_REQUIRED) for path in paths) for paths in (shapes, found.shapes))
     if is_whole and not may_be:
         raise ValueError(
@@ -169,11 +206,13 @@ def _require(found: _Found, shapes: Mapping[str, Shape], changes: Mapping[str, t
             f"config.training.init_from: {found.name} is one model, and this one consists of {_groups(shapes)}. Name a "
             "run of the same task."
         )
-    for path in dict.fromkeys([*shapes, *found.shapes]):
-        there, here = found.shapes.get(path, "absent"), shapes.get(path, "absent")
-        if there != here and any(f"/{name}" in f"/{path}" for name in _REQUIRED):
+    of_found, of_model = by_depth(found.shapes), by_depth(shapes)
+    for name in dict.fromkeys([*of_model, *of_found]):
+        there, here = (pieces[name].shape if name in pieces else "absent" for pieces in (of_found, of_model))
+        is_of_a_kind = "absent" in (there, here) and _OF_A_KIND.fullmatch(name) and "model.attention_pattern" in changes
+        if there != here and any(f"/{part}" in f"/{name}" for part in _REQUIRED) and not is_of_a_kind:
             raise ValueError(
-                f"config.training.init_from: {path} of {found.name} is {there} and would have to be {here}. Give the "
+                f"config.training.init_from: {name} of {found.name} is {there} and would have to be {here}. Give the "
                 f"model the same fields; they differ in {settings.describe(dict(changes)) or 'the embeddings'}."
             )
 
@@ -197,6 +236,10 @@ def _below(prefix: str, by_path: Mapping[str, Any]) -> dict[str, Any]:
     return {path.removeprefix(prefix): value for path, value in by_path.items() if path.startswith(prefix)}
 
 
-def _groups(paths: Iterable[str]) -> str:
-    """Returns the first names of paths, each once."""
-    return ", ".join(dict.fromkeys(path.split("/")[0] for path in paths))
+def _group(path: str) -> str:
+    return path.split("/")[0]
+
+
+def _groups(paths: Iterable[str], name: Callable[[str], str] = _group) -> str:
+    """Returns the names of the groups of paths, each once."""
+    return ", ".join(dict.fromkeys(map(name, paths)))

@@ -72,20 +72,14 @@ def leaves(params):
 
 
 def test_what_fits_is_copied_and_the_rest_is_new(pretrained, make_classifier, tmp_path):
-    prepared = loop.prepare(make_classifier(pretrained), str(tmp_path / "run"))
-    with jax.set_mesh(prepared.mesh):
-        programs = make_programs(prepared.config, prepared.mesh)
-        begun = prepared.origin.begin(programs.init(), programs.target, prepared.mesh)
-        fresh = programs.init()
+    origin, found, random = begin(make_classifier(pretrained), tmp_path / "run")
     expected = leaves(checkpoint.load(pretrained)[1]["params"])
-    found, random = leaves(begun.params), leaves(fresh.params)
     for path in found:
         is_copied = not path.startswith("head")
-        assert (path in prepared.origin.copied) == is_copied
+        assert (path in origin.copied) == is_copied
         np.testing.assert_array_equal(found[path], (expected if is_copied else random)[path])
         assert found[path].sharding == random[path].sharding
     assert (found["embeddings/token"] != random["embeddings/token"]).any()
-    jax.tree.map(np.testing.assert_array_equal, begun.optimizer, fresh.optimizer)
 
 
 def test_what_was_copied_and_what_is_new_is_said(pretrained, make_classifier):
@@ -180,11 +174,12 @@ def test_a_part_of_a_model_is_a_place_to_begin():
             r"embeddings/axial_0 of .* is \(4, 4\) and would have to be \(4, 8\)\. Give the model the same fields; "
             r"they differ in model\.axial_dims: \[4, 12\] -> \[8, 24\], model\.embed_dim: 16 -> 32",
         ),
+        ({"share_query_key": True}, r"stack/depth_0/attention/.* is absent .*share_query_key: False -> True"),
+        ({"num_layers": 2}, r"stack/depth_1/.* is absent and would have to be \(16, .*model\.num_layers: 1 -> 2"),
         (
-            {"attention_pattern": ("lsh",)},
-            r"stack/layer_0/attention/.*absent.*attention_pattern: \['local'\] -> \['lsh'\]",
+            {"attention_pattern": ("lsh",), "mlp_dim": 16},
+            r"stack/depth_0/feed_forward/.* would have to be .*attention_pattern: \['local'\] -> \['lsh'\]",
         ),
-        ({"num_layers": 2}, r"stack/layer_0/.* is \(1, .* would have to be \(2, .*model\.num_layers: 1 -> 2"),
         ({"vocab_size": 300}, r"embeddings/token of .* is \(259, 16\) and would have to be \(300, 16\)"),
     ],
 )
@@ -193,6 +188,43 @@ def test_another_size_is_refused_with_the_fields_that_differ(pretrained, make_cl
     config.model.update(changes)
     with pytest.raises(ValueError, match=message):
         find(config)
+
+
+def begin(config, directory):
+    """The origin of a run and its parameters before the first step, and those that it would have without."""
+    prepared = loop.prepare(config, str(directory))
+    with jax.set_mesh(prepared.mesh):
+        programs = make_programs(prepared.config, prepared.mesh)
+        begun = prepared.origin.begin(programs.init(), programs.target, prepared.mesh)
+        return prepared.origin, leaves(begun.params), leaves(programs.init().params)
+
+
+@pytest.mark.parametrize("patterns", [(("full",), ("local", "lsh")), (("local", "lsh"), ("full",))], ids=str)
+def test_layers_of_another_pattern_begin_with_those_of_the_same_depth(make_config, tmp_path, patterns):
+    configs = [make_config(), make_config()]
+    for seed, (config, pattern) in enumerate(zip(configs, patterns, strict=True)):
+        config.seed = seed
+        config.model.update(num_layers=4, attention_pattern=pattern)
+    configs[1].training.init_from = str(save_untrained(configs[0], tmp_path / "there"))
+    origin, begun, fresh = begin(configs[1], tmp_path / "here")
+    there = leaves(checkpoint.load(tmp_path / "there")[1]["params"])
+
+    def row(params, pattern, depth, name):
+        return params[f"stack/layer_{depth % len(pattern)}/{name}"][depth // len(pattern)]
+
+    for depth in range(4):
+        for name in ("attention/value/kernel", "attention/norm/scale"):
+            copied = row(there, patterns[0], depth, name)
+            np.testing.assert_array_equal(row(begun, patterns[1], depth, name), copied)
+        is_lsh = depth % 2
+        if patterns[1] == ("full",):  # which has projections that LSH layers do not have
+            found, random = (row(params, patterns[1], depth, "attention/key/kernel") for params in (begun, fresh))
+            expected = random if is_lsh else row(there, patterns[0], depth, "attention/key/kernel")
+            np.testing.assert_array_equal(found, expected)
+    projections = ("key", "query") if patterns[1] == ("full",) else ("query_key",)
+    number = 0 if patterns[1] == ("full",) else 1
+    assert origin.new == tuple(f"stack/layer_{number}/attention/{name}/kernel" for name in projections)
+    assert f"new: {', '.join(origin.new)}\n" in origin.describe()
 
 
 def test_what_is_no_model_is_refused(make_classifier, tmp_path):
