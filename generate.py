@@ -101,7 +101,7 @@ def write(job: Job) -> None:
     """Writes text to the terminal and, if asked, to the file."""
     rows = generation.write_text(job.generation)
     if job.out is not None:
-        job.out.write_text("\n".join(rows) + "\n")
+        job.out.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def paint(job: Job) -> None:

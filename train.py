@@ -51,7 +51,7 @@ def print_sample(run: loop.Run) -> None:
     """Prints some text that the best checkpoint writes."""
     config = fix_num_buckets(run.model_config, settings.window_length(run.config))
     _, variables = checkpoint.load(run.workdir)
-    num_tokens = min(200, config.max_length - 1)
+    num_tokens = min(200, config.max_length)
     sampling = decoding.Sampling(num_ids=256, temperature=0.8)
     tokens = decoding.sample(config, variables, [[text.BEGIN_ID]], num_tokens, sampling=sampling, rng=jax.random.key(0))
     print(f"a sample:\n{text.decode(tokens[0]).decode(errors='replace')}")

@@ -139,6 +139,11 @@ def check(config: ReformerConfig, prompts: Sequence[Any], num_tokens: int, sampl
     """Raises ValueError, as `generate` does, where a model cannot continue prompts; arguments as there."""
     if not config.causal:
         raise ValueError("causal=False has no next token. Decode with a model of causal=True.")
+    if config.semantics == "huggingface" and "local" in config.attention_pattern and config.local_num_chunks_after:
+        raise ValueError(
+            f"local_num_chunks_after={config.local_num_chunks_after} with semantics='huggingface': the last chunk sees "
+            "the first, which decoding token by token does not. Use local_num_chunks_after=0."
+        )
     if not len(prompts):
         raise ValueError("prompts=[] must hold at least one prompt. Pass a list of arrays of ids.")
     for i, prompt in enumerate(map(np.asarray, prompts)):

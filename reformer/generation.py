@@ -15,7 +15,7 @@ from reformer import decoding, sharding
 from reformer.config import ReformerConfig
 from reformer.data import text
 from reformer.layers.attention import fix_num_buckets
-from reformer.training import checkpoint, evaluation, settings
+from reformer.training import checkpoint, command_line, evaluation, settings
 
 NUM_VALUES = 256  # bytes, or values of a colour: the ids above are reserved and never written
 Prompt = Int[np.ndarray, " prompt"]
@@ -77,6 +77,7 @@ def prepare(
       ValueError: If something is wrong; the message says what, and how to repair it.
     """
     model_config = settings.validate(config)
+    command_line.check_seed("--seed", seed)
     stored = settings.read(workdir)
     changes = settings.differences(stored, config)
     evaluation.check_changes(changes, stored, config, ("model", "data", "sharding"))
@@ -145,6 +146,9 @@ def write_text(generation: Generation) -> list[str]:
             rows[i] += part
             print(part if i == 0 else "", end="", flush=True)
         stopped |= (new == generation.sampling.stop_id).any(axis=1)
+    rest = [decoder.decode(b"", final=True) for decoder in decoders]  # of a character that is not complete
+    rows = [row + part for row, part in zip(rows, rest, strict=True)]
+    print(rest[0], end="")
     for i, row in enumerate(rows[1:], start=2):
         print(f"\n--- {i} ---\n{row}", end="")
     print(flush=True)

@@ -30,8 +30,7 @@ def read_given(paths: Sequence[Path], config: Any, num_validation: int, length: 
     Raises:
       ValueError: If a picture cannot be read or has another size, or there are not so many validation images.
     """
-    decoder = image_files.Decoder(images.side_of(length), skip_bad_images=False)
-    given = [np.ravel(decoder.decode(f"--image={path}", path)) for path in paths]
+    given = [_read_picture(path, images.side_of(length)) for path in paths]
     if num_validation:
         data = load.load(config, length)
         num_images = data.num_examples("valid", length)
@@ -40,6 +39,16 @@ def read_given(paths: Sequence[Path], config: Any, num_validation: int, length: 
         indices = chosen_examples(data, "valid", length, num_validation)
         given += [data.example("valid", int(i), length).targets for i in indices]
     return np.array(given, np.int32).reshape(len(given), length)
+
+
+def _read_picture(path: Path, side: int) -> np.ndarray:
+    try:
+        return np.ravel(image_files.Decoder(side, skip_bad_images=False).decode(f"--image={path}", path))
+    except ValueError as error:
+        reason = str(error.__cause__)
+        raise ValueError(
+            f"--image={path} cannot be used: {reason}. Name a picture of {side}x{side} pixels, as those of the run."
+        ) from error
 
 
 def make_prompts(given: Int[np.ndarray, "count length"], batch: int) -> list[Prompt]:

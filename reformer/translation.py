@@ -19,7 +19,7 @@ from reformer.data.subwords import BEGIN_ID, END_ID, PADDING_ID, UNKNOWN_ID, Sub
 from reformer.encoder_decoder import ReformerEncoderDecoder
 from reformer.layers.attention import fix_num_buckets
 from reformer.tasks import registry
-from reformer.training import checkpoint, evaluation, settings
+from reformer.training import checkpoint, command_line, evaluation, settings
 
 _MORE_TOKENS = 50  # that a target may have than its source (Vaswani et al. 2017, section 6.1)
 _LENGTH_STEP = 32  # sources are padded to a multiple of it, so that few programs are compiled
@@ -137,6 +137,7 @@ def prepare(
       ValueError: something is wrong; the message says what, and how to repair it.
     """
     settings.validate(config)
+    command_line.check_seed("--seed", seed)
     if config.task.name != "translation":
         raise ValueError(f"workdir={directory} holds a run with task.name={config.task.name!r}, no translation.")
     stored = settings.read(directory)

@@ -82,13 +82,13 @@ class Trunk(nn.Module):
           Both streams after the last layer, and the dropout seed of the head, None = no dropout.
 
         Raises:
-          ValueError: the sequence is too long, rotations are wrong or missing, or what is encoded is.
+          ValueError: the sequence is empty or too long, rotations are wrong or missing, or what is encoded is.
         """
         config = self.config
         length = inputs.shape[1]
-        if length > config.max_length:
+        if not 1 <= length <= config.max_length:
             raise ValueError(
-                f"length={length} exceeds max_length={config.max_length}. Raise max_length or shorten the input."
+                f"length={length} must be from 1 to max_length={config.max_length}. Raise max_length or cut the input."
             )
         seed = self._dropout_seed(deterministic)
         inputs, mask = _pad(inputs, mask, padded_length(length, config))
@@ -152,6 +152,8 @@ class Trunk(nn.Module):
         """For every LSH layer of the pattern the rotations of all blocks, stacked."""
         config = self.config
         num_in_pattern = config.attention_pattern.count("lsh")
+        if rotations is not None and len(rotations) != config.num_lsh_layers:
+            raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
         if not num_in_pattern or falls_back_to_full(config, length, config.lsh_chunk_length):
             return [None] * num_in_pattern
         factors = num_buckets(length, config)
@@ -160,8 +162,6 @@ class Trunk(nn.Module):
                 raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
             drawn = draw_rotations(config, factors, self.make_rng("hash"))
             return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
-        if len(rotations) != config.num_lsh_layers:
-            raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
         for array in rotations:
             hashing.check_rotations(array.shape, (config.num_heads, config.head_dim), factors)
             if array.shape[2] != config.num_hashes:

@@ -244,6 +244,10 @@ def test_top_k_of_one_is_the_most_likely_token():
         ({"num_tokens": 47}, "prompt of 3 tokens and num_tokens=47 exceed max_length=48"),
         ({"tokens_at_once": 0}, "tokens_at_once=0 must be at least 1"),
         ({"config": make(causal=False)}, "causal=False has no next token"),
+        (
+            {"config": make(semantics="huggingface", attention_pattern=("local",), local_num_chunks_after=1)},
+            "local_num_chunks_after=1 with semantics='huggingface': the last chunk sees the first",
+        ),
         ({"sampling": Sampling(stop_id=50)}, "stop_id=50 is never drawn"),
         ({"sampling": Sampling(num_ids=9, stop_id=9)}, "stop_id=9 is never drawn"),
     ],

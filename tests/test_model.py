@@ -13,6 +13,7 @@ from reformer import ReformerConfig, ReformerLM
 from tests import models
 
 FIXED_BUCKETS = dataclasses.replace(models.SMALL, max_length=1000, num_buckets=8)
+LOCAL = dataclasses.replace(models.SMALL, attention_pattern=("local",))
 
 
 def logits(config, tokens, **kwargs):
@@ -166,8 +167,13 @@ def test_bfloat16_logits_are_close_to_float32():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: logits(models.SMALL, models.tokens(models.SMALL, 1, 97)), "length=97 exceeds max_length=96"),
+        (lambda: logits(models.SMALL, models.tokens(models.SMALL, 1, 97)), "length=97 must be from 1 to max_length=96"),
+        (lambda: logits(models.SMALL, jnp.zeros((1, 0), jnp.int32)), "length=0 must be from 1 to max_length=96"),
         (lambda: logits(models.SMALL, models.tokens(models.SMALL), rngs=None), "LSH layers need rngs"),
+        (
+            lambda: logits(LOCAL, models.tokens(LOCAL), rotations=[jnp.zeros((2, 8, 2, 4))]),
+            "1 rotations for 0 LSH layers",
+        ),
         (lambda: logits(models.SMALL, models.tokens(models.SMALL), rotations=[]), "0 rotations for 2 LSH layers"),
         (
             lambda: logits(models.SMALL, models.tokens(models.SMALL), rotations=[jnp.zeros((2, 8, 2, 3))] * 2),

@@ -80,11 +80,11 @@ def gzip_bits_per_byte(valid: UInt8[np.ndarray, " valid"]) -> float:
 
 
 def count_grams(data: UInt8[np.ndarray, " bytes"], length: int) -> np.ndarray:
-    """Counts, int32 `[256 ** length]`, of the `length` bytes long pieces of `data`; the first byte is the high one."""
-    counts = np.zeros(256**length, np.int32)
+    """Counts, int64 `[256 ** length]`, of the `length` bytes long pieces of `data`; the first byte is the high one."""
+    counts = np.zeros(256**length, np.int64)
     for start in range(0, len(data), _SLICE):
         codes = _gram_codes(data[start : start + _SLICE + length - 1], length)
-        counts += np.bincount(codes, minlength=256**length).astype(np.int32)
+        counts += np.bincount(codes, minlength=256**length)
     return counts
 
 

@@ -183,7 +183,11 @@ def _read_folder(root: Path, sizes: dict[str, int], valid_fraction: float, test_
 
 
 def _join(root: Path, names: list[str]) -> np.ndarray:
-    return np.frombuffer(SEPARATOR.join((root / name).read_bytes() for name in names), np.uint8)
+    joined = bytearray()  # `bytes.join` would hold all files and the whole at once
+    for name in names:
+        joined += SEPARATOR if joined else b""
+        joined += (root / name).read_bytes()
+    return np.frombuffer(joined, np.uint8)
 
 
 def _is_outside_library(folder_name: str) -> bool:

@@ -1,6 +1,7 @@
 """Images with a label each: of a folder or an archive, or the handwritten digits of scikit-learn."""
 
 import dataclasses
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ class LabelledImages:
         side = self.train.pixels.shape[1]
         return f"{self.source}: {counts} images of {side}x{side}, {self.num_labels} labels"
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Another one means that pixels, labels or splits were changed."""
         digest = hashlib.sha256()

@@ -23,6 +23,7 @@ NUM_RESERVED = 5
 _RESERVED = ("<pad>", "<s>", "</s>", "<unk>", "<sep>")
 _MAX_LINES = 2_000_000  # that are learned from, evenly spread
 _RECIPE = "bpe 1"  # another one gives another vocabulary from the same text
+_DEFAULT_MOST_BYTES = 4192  # of a line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,13 +119,16 @@ def learn(lines: Sequence[str], num_ids: int, cache_dir: Path) -> Subwords:
             cannot be written.
     """
     lines = lines[:: -(-len(lines) // _MAX_LINES)] if lines else lines
-    digest = hashlib.sha256(f"{_RECIPE} {num_ids}".encode())
+    longest = max((len(line.encode()) for line in lines), default=0)
+    # Sentencepiece leaves longer lines out. Its own limit is kept where it does no harm: it is a part of the model.
+    most_bytes = longest if longest > _DEFAULT_MOST_BYTES else None
+    digest = hashlib.sha256(f"{_RECIPE} {num_ids}{f' {most_bytes}' if most_bytes else ''}".encode())
     for line in lines:
         digest.update(line.encode() + b"\n")
     file = cache_dir / "subwords" / f"{digest.hexdigest()[:32]}.model"
     if file.is_file():
         return read(str(file))
-    found = Subwords(_train(lines, num_ids))
+    found = Subwords(_train(lines, num_ids, most_bytes or _DEFAULT_MOST_BYTES))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
@@ -140,7 +144,7 @@ def learn(lines: Sequence[str], num_ids: int, cache_dir: Path) -> Subwords:
     return found
 
 
-def _train(lines: Iterable[str], num_ids: int) -> bytes:
+def _train(lines: Iterable[str], num_ids: int, most_bytes: int) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
     written = io.BytesIO()
@@ -163,6 +167,7 @@ def _train(lines: Iterable[str], num_ids: int) -> bytes:
             byte_fallback=True,
             character_coverage=1.0,
             normalization_rule_name="identity",
+            max_sentence_length=most_bytes,
             num_threads=1,  # the same vocabulary every time
             minloglevel=2,
         )

@@ -16,7 +16,7 @@ from reformer.config import ReformerConfig
 from reformer.data import load, source, text
 from reformer.inspection import measure, pictures, story
 from reformer.layers.attention import fix_num_buckets
-from reformer.training import checkpoint, command_line, settings
+from reformer.training import checkpoint, command_line, distributed, settings
 
 _SYMBOLS = {ord("\n"): "↵", ord(" "): "␣", ord("\t"): "⇥", text.BEGIN_ID: "▸"}
 
@@ -38,13 +38,13 @@ class Request:
 def parse(arguments: Sequence[str]) -> Request:
     """Returns the checked request that the command line describes."""
     known = _parser().parse_args(arguments)
+    distributed.refuse(known.num_processes)
     workdir, stored = Path(known.workdir), settings.read(Path(known.workdir))
     settings.check_language_model(workdir, stored)
     config = fix_num_buckets(settings.model_config(stored), settings.window_length(stored))
     if known.num_hashes is not None:
         config = dataclasses.replace(config, num_hashes=known.num_hashes)
-    if not 0 <= known.hash_seed < 2**31:
-        raise ValueError(f"--hash_seed={known.hash_seed} must be from 0 to 2147483647.")
+    command_line.check_seed("--hash_seed", known.hash_seed)
     out = Path(known.out) if known.out else workdir / "inspection"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file. Name a directory.")

@@ -121,7 +121,7 @@ def save_model(
     `load_model` gives back the same arrays bit for bit when called with their type, and a configuration
     that is the same function: automatic choices are written as what they resolve to, and the layout
     is that of the shortest `attention_pattern` that repeats. How to compute (`reversible`, `dtype`,
-    `param_dtype`) is not part of the format.
+    `param_dtype`, `mlp_chunk_length`, `loss_chunk_length`) is not part of it.
 
     Args:
         directory: Created if it is missing. Must not hold `config.json` or `model.safetensors`.

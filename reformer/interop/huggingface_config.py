@@ -192,8 +192,8 @@ def fields_from_config(config: ReformerConfig, architecture: str) -> dict[str, A
         "max_position_embeddings": config.max_length,
         "local_attention_probs_dropout_prob": config.attention_weights_dropout_rate("local"),
         "lsh_attention_probs_dropout_prob": config.attention_weights_dropout_rate("lsh"),
-        "chunk_size_feed_forward": config.mlp_chunk_length or 0,
-        "chunk_size_lm_head": config.loss_chunk_length or 0,
+        "chunk_size_feed_forward": 0,  # theirs takes only multiples of it, and writes token by token
+        "chunk_size_lm_head": 0,
         "axial_pos_embds": config.position_embedding == "axial",
         "tie_word_embeddings": False,
         "eos_token_id": None,

@@ -42,7 +42,8 @@ def full_attention(
         token attends to itself only if it has nothing else (arXiv 2001.04451, section 2, "Shared-QK").
       value: values.
       causal: attend to the token itself and earlier ones only.
-      mask: True = real token; the others are never attended. A query without any key gets 0.
+      mask: True = real token; the others are never attended by another token. A query without any key gets 0, or with
+        `key=None` its own value.
       dropout_rate: of the attention weights.
       dropout_rng: needed for a positive `dropout_rate`.
       semantics: 'reformer', or 'huggingface' for the fill values of their masks.
@@ -51,9 +52,9 @@ def full_attention(
       The attention output, in the type of `value`.
 
     Raises:
-      ValueError: sizes, types or rates that make no sense; dropout without `dropout_rng`.
+      ValueError: shapes, sizes, types or rates that make no sense; dropout without `dropout_rng`.
     """
-    _check(Arrays(query, key, value), Rule(causal, key is None, dropout_rate, semantics))
+    _check(Arrays(query, key, value), mask, Rule(causal, key is None, dropout_rate, semantics))
     plan = full_plan(query.shape[1], causal, key is None, dropout_rate, semantics)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
@@ -99,7 +100,7 @@ def local_attention(
         the implementation does not have.
     """
     rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after)
-    _check(Arrays(query, key, value), rule, chunk_length)
+    _check(Arrays(query, key, value), mask, rule, chunk_length)
     plan = chunked_plan(query.shape[1], chunk_length, rule, implementation=implementation)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
@@ -141,7 +142,7 @@ def lsh_attention(
       num_chunks_before: how many chunks before its own a query sees; none beyond the round's ends.
       num_chunks_after: likewise after.
       causal: keys up to the query's own position only.
-      mask: True = real token. The others go to a bucket of their own and are never attended.
+      mask: True = real token. The others go to a bucket of their own and are never attended by another token.
       within_bucket: attend only to keys of the query's own bucket (paper, Eq. 2).
       correct_duplicates: count a key that a query sees in N rounds once instead of N times, by
         subtracting log N from its score (paper, appendix A).
@@ -162,7 +163,7 @@ def lsh_attention(
     Source: arXiv 2001.04451, section 2, "LSH attention", and appendix A.
     """
     rule = Rule(causal, True, dropout_rate, semantics, num_chunks_before, num_chunks_after)
-    _check(Arrays(query_key, None, value), rule, chunk_length)
+    _check(Arrays(query_key, None, value), mask, rule, chunk_length)
     if semantics == "huggingface" and (within_bucket or correct_duplicates):
         raise ValueError("within_bucket and correct_duplicates do not exist under semantics='huggingface'.")
     plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates, implementation)
@@ -184,8 +185,17 @@ def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: 
     return Order(permutation, buckets if keep_buckets else None)
 
 
-def _check(arrays: Arrays, rule: Rule, chunk_length: int = 1) -> None:
+def _check(arrays: Arrays, mask, rule: Rule, chunk_length: int = 1) -> None:
     """Raises ValueError where a public function was called with what it cannot compute."""
+    shapes = {name: x.shape for name, x in arrays._asdict().items() if x is not None}
+    if len({shape[:3] for shape in shapes.values()}) > 1 or shapes.get("key", shapes["query"])[3] != shapes["query"][3]:
+        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"{described}: batch, length and heads must be the same in all, and head_dim in query and key. Repeat "
+            "heads that several query heads share."
+        )
+    if mask is not None and mask.shape != shapes["query"][:2]:
+        raise ValueError(f"mask {mask.shape} must be [batch, length] = {shapes['query'][:2]}.")
     if len({x.dtype for x in jax.tree.leaves(arrays)}) > 1:
         raise ValueError(f"{arrays.query.dtype=} and {arrays.value.dtype=}, and that of the key, must be equal.")
     if rule.semantics not in SCORE_FILLS:

@@ -82,10 +82,13 @@ class _View(NamedTuple):
             arrays = jax.tree.map(lambda x: jnp.take(x, position, axis=0, mode="clip"), self.arrays)
         return arrays, tokens._replace(position=position)
 
-    def pairs(self, tokens: Tokens) -> Pairs:
-        """Pairs the queries among the slots of a block with their windows."""
+    def pairs(self, tokens: Tokens, i) -> Pairs:
+        """Pairs the queries among the slots of block `i` with their windows."""
         cut = self.plan.cut
         query = jax.tree.map(lambda x: chunking.queries(x, cut), tokens)
+        if self.plan.wraps and cut.num_blocks * cut.block > cut.num_chunks:  # behind the last: chunks that wrap around
+            is_chunk = i * cut.block + jnp.arange(cut.block) < cut.num_chunks
+            query = query._replace(position=jnp.where(is_chunk[:, None], query.position, NO_POSITION))
         key = jax.tree.map(lambda x: chunking.windows(x, cut), tokens)
         return Pairs(query, key, self.round.seed)
 
@@ -127,7 +130,7 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
 
         def attend_block(_, i):
             slots, tokens = view.slots(i)
-            return (), block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens)))
+            return (), block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens, i)))
 
         blocks = jnp.arange(plan.cut.num_blocks)
         out, log_normalizer = jax.lax.scan(attend_block, (), blocks, unroll=plan.blocks_in_flight)[1]
@@ -167,8 +170,8 @@ def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, 
     """Cotangents of a row from those of its output, given its output and log-normaliser."""
     delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
 
-    def differentiate(view: _View, block: Block, tokens: Tokens):
-        at_queries = _at_queries(view, tokens, (out_gradient, delta, log_normalizer))
+    def differentiate(block: Block):
+        at_queries = _at_queries(block, (out_gradient, delta, log_normalizer))
         return (), block_ops.backward(plan.rule, block, *at_queries)
 
     return _gradients(plan, arrays, context, differentiate)[1]
@@ -177,16 +180,16 @@ def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, 
 def forward_and_backward(plan: Plan, arrays: Arrays, context: Context, out_gradient):
     """Output and cotangents of a row in one pass over its blocks, for a single round."""
 
-    def differentiate(view: _View, block: Block, tokens: Tokens):
-        (at_queries,) = _at_queries(view, tokens, (out_gradient,))
+    def differentiate(block: Block):
+        (at_queries,) = _at_queries(block, (out_gradient,))
         return block_ops.forward_and_backward(plan.rule, block, at_queries)
 
     return _gradients(plan, arrays, context, differentiate)
 
 
-def _at_queries(view: _View, tokens: Tokens, arrays):
+def _at_queries(block: Block, arrays):
     """Reads arrays over positions at the queries of a block, zero at empty slots."""
-    position = chunking.queries(tokens.position, view.plan.cut)
+    position = block.pairs.query.position
 
     def read(x):
         found = jnp.take(x, position, axis=0, mode="clip")
@@ -229,8 +232,8 @@ def _round_gradients(view: _View, differentiate):
     def visit_block(carried, i):
         slots, tokens = view.slots(i)
         laid_out, transpose = jax.vjp(view.assemble, jax.tree.map(lambda x, dtype: x.astype(dtype), slots, wide))
-        block = Block(*(x.astype(view.arrays.query.dtype) for x in laid_out), view.pairs(tokens))
-        out, gradients = differentiate(view, block, tokens)
+        block = Block(*(x.astype(view.arrays.query.dtype) for x in laid_out), view.pairs(tokens, i))
+        out, gradients = differentiate(block)
         (at_slots,) = transpose(tuple(gradients))
         at_slots = jax.tree.map(_add_to_front, at_slots, carried)
         done = jax.tree.map(lambda x: x[: len(x) - overlap], at_slots)

@@ -59,9 +59,11 @@ def read_in_order(x: jax.Array, cut: Geometry, i) -> jax.Array:
     size = cut.block * cut.chunk_length
     if missing := cut.num_blocks * size - len(x):
         x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    parts = [(i * size - cut.before * cut.chunk_length, cut.before), (i * size, cut.block), ((i + 1) * size, cut.after)]
-    slices = [jax.lax.dynamic_slice_in_dim(x, start, num * cut.chunk_length) for start, num in parts if num]
-    return jnp.concatenate(slices)
+    # A slice of one neighbour is wholly inside or wholly outside; a longer one that reached past an end would be moved.
+    before = [(i * size - n * cut.chunk_length, cut.chunk_length) for n in range(cut.before, 0, -1)]
+    after = [((i + 1) * size + n * cut.chunk_length, cut.chunk_length) for n in range(cut.after)]
+    parts = [*before, (i * size, size), *after]
+    return jnp.concatenate([jax.lax.dynamic_slice_in_dim(x, start, length) for start, length in parts])
 
 
 def extend_wrapped(permutation: jax.Array, cut: Geometry, fill) -> jax.Array:
@@ -130,9 +132,17 @@ def scan_chunks(fn: Callable, carry, x, chunk_length: int | None, *, in_axis, ou
 
     Returns:
       The last carry and the joined results.
+
+    Raises:
+      ValueError: the leaves of `x` differ in size.
     """
     first_leaf, in_axes = jax.tree.leaves(x)[0], jax.tree.broadcast(in_axis, x)
-    size = first_leaf.shape[jax.tree.leaves(in_axes)[0]]
+    sizes = jax.tree.leaves(jax.tree.map(lambda leaf, axis: leaf.shape[axis], x, in_axes))
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"arrays of {sorted(set(sizes))} elements along the axis of chunks: they must have one length."
+        )
+    size = sizes[0]
     if chunk_length is None or chunk_length >= size:
         carry, result = fn(carry, x)
         return carry, _map_parts(lambda to, new: new if to is None else to + new, onto, result)

@@ -75,6 +75,12 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         sys.exit(1)
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Raises a ValueError for a seed of a flag that is no int32: JAX would fail, or take it for another."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"{name}={seed} must be from 0 to 2147483647.")
+
+
 def check_output(flag: str, file: Path | None) -> None:
     """Raises a ValueError unless the file that `flag` names can be written; None is no file."""
     if file is None:

@@ -233,6 +233,12 @@ def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
             f"config.data.length={data.length} exceeds config.model.max_length={model.max_length}. "
             "Raise max_length or shorten the windows."
         )
+    evaluation = config.evaluation
+    if evaluation.hash_seed + evaluation.num_hash_seeds > 2**31:
+        yield (
+            f"config.evaluation.hash_seed={evaluation.hash_seed} and num_hash_seeds={evaluation.num_hash_seeds}: the "
+            f"last seed exceeds 2147483647. Lower one of them."
+        )
     if "float64" in (model.dtype, model.param_dtype) and not jax.config.read("jax_enable_x64"):
         yield "config.model.dtype or param_dtype='float64' needs the environment variable JAX_ENABLE_X64=1."
     keep_every_steps, every_steps = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
@@ -316,11 +322,14 @@ def read(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     try:
-        return json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"workdir={workdir} has no config.json: it is not the workdir of a training run.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}). It was not written by train.py, or it is damaged.") from None
+    if not isinstance(stored, dict) or not {"model", "data"} <= stored.keys():
+        raise ValueError(f"{path} is not the config of a training run. Name a workdir that train.py made.")
+    return stored
 
 
 def update(config: ConfigDict, stored: Config) -> ConfigDict:

@@ -54,6 +54,13 @@ def test_a_size_that_the_text_does_not_have_is_refused(cache, num_ids):
         subwords.learn(LINES, num_ids, cache)
 
 
+def test_long_lines_are_learned_from_too(cache):
+    long = "zebra quagga okapi " * 300
+    assert subwords.learn(["the tree and its leaves"] * 40 + [long], 300, cache).encode(["okapi"]) != subwords.learn(
+        ["the tree and its leaves"] * 40, 300, cache
+    ).encode(["okapi"])
+
+
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"data\.cache_dir=.* cannot take the subwords .*--config\.data\.cache_dir"):

@@ -74,6 +74,7 @@ def test_text_and_files_are_inputs_behind_the_begin_id(workdir, tmp_path):
         (["--checkpoint=4"], "checkpoint='4' does not exist. Choose best, latest or one of [3]."),
         (["--num_hashes=0"], "num_hashes=0 must be an integer of at least 1."),
         (["--hash_seed=-1"], "--hash_seed=-1 must be from 0 to 2147483647."),
+        (["--num_processes=2"], "--num_processes=2: this program runs in one process."),
         (["--workdir=/nothing/here"], "is not the workdir of a training run"),
         (["--out={workdir}/words.txt"], "words.txt is a file. Name a directory."),
         (["--config.model.num_hashes=2"], "unrecognized arguments"),
@@ -87,6 +88,13 @@ def test_bad_input_ends_with_code_1_in_one_sentence_and_writes_nothing(arguments
     assert end.value.code == 1
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert files(workdir) == before
+
+
+def test_the_folder_of_another_program_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "reformer"}')
+    with pytest.raises(SystemExit):
+        main([f"--workdir={tmp_path}"])
+    assert "config.json is not the config of a training run. Name a workdir" in capsys.readouterr().err
 
 
 @pytest.fixture

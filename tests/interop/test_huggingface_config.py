@@ -91,7 +91,6 @@ def test_positions_beyond_the_axial_grid_do_not_exist():
         {"axial_shape": (4, 32, 32), "axial_dims": (64, 64, 128)},
         {"activation": "gelu_tanh", "layer_norm_epsilon": 1e-5},
         {"activation": "silu", "dropout_rate": 0.0, "lsh_attention_dropout_rate": 0.3},
-        {"mlp_chunk_length": 64, "loss_chunk_length": 128},
         {"dtype": "float64", "param_dtype": "float64"},
     ],
     ids=str,
@@ -111,6 +110,13 @@ def test_configurations_survive_the_way_there_and_back(changes):
     assert config_from_fields(fields, config.dtype) == resolved
     assert declared_architecture(fields) == architecture
     assert through_json(fields_from_config(resolved, architecture)) == fields
+
+
+def test_chunks_are_not_written_since_theirs_take_only_multiples_of_them():
+    config = dataclasses.replace(EXPRESSIBLE, mlp_chunk_length=64, loss_chunk_length=128)
+    assert fields_from_config(config, language_model(config)) == fields_from_config(
+        EXPRESSIBLE, language_model(EXPRESSIBLE)
+    )
 
 
 @pytest.mark.parametrize(("causal", "name"), [(True, "ReformerModelWithLMHead"), (False, "ReformerForMaskedLM")])

@@ -1,5 +1,6 @@
 """How attention runs must not change what it computes: dropout replay, blocks, vmap, devices, memory."""
 
+import dataclasses
 import functools
 import re
 
@@ -23,6 +24,7 @@ from tests.ops.cases import (
     arguments,
     call,
     cases,
+    check,
     dropout_mask,
     lsh,
     make_inputs,
@@ -30,6 +32,33 @@ from tests.ops.cases import (
 
 KINDS = pytest.mark.parametrize("kind", ["lsh", "local", "full"])
 FLOAT32 = references.VALUE_TOLERANCE["float32"]
+
+
+OPS = {"lsh": attention.lsh_attention, "local": attention.local_attention}
+
+
+def _with_blocks_of(scores, monkeypatch):
+    for name in ("_SCORES_AT_ONCE_CPU", "_FULL_SCORES_AT_ONCE_CPU", "_SCORES_AT_ONCE"):
+        monkeypatch.setattr(plan, name, scores)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 0), (1, 2)])
+def test_blocks_shorter_than_their_windows_see_the_right_chunks(before, after, monkeypatch):
+    case = Case(length=60, before=before, after=after, causal=not after, masked=True, rounds=0, shared=False)
+    _with_blocks_of(1, monkeypatch)
+    check("local", dataclasses.replace(case, dtype="float32"))
+
+
+@pytest.mark.parametrize("kind", ["lsh", pytest.param("local", marks=pytest.mark.slow)])
+def test_blocks_that_do_not_divide_windows_that_wrap_around_count_them_once(kind, monkeypatch):
+    case = Case(length=5 * CHUNK, after=1, causal=False, masked=True, rounds=2, dtype="float32")
+    inputs = make_inputs(case)
+    monkeypatch.setattr(attention, f"{kind}_attention", functools.partial(OPS[kind], semantics="huggingface"))
+    op, args = call(kind, case, inputs), arguments(case, inputs)
+    expected = references.value_and_vjp(op, inputs.cotangent, *args)
+    _with_blocks_of(2 * 3 * CHUNK**2, monkeypatch)  # 2, 2 and 1 chunks
+    actual = references.value_and_vjp(op, inputs.cotangent, *args)
+    references.assert_close(actual, expected, FLOAT32)
 
 
 @pytest.mark.slow
@@ -60,8 +89,7 @@ def test_blocked_execution_equals_unblocked(kind, scores, monkeypatch):
     inputs = make_inputs(case)
     args = arguments(case, inputs)
     expected = references.value_and_vjp(call(kind, case, inputs), inputs.cotangent, *args)
-    for name in ("_SCORES_AT_ONCE_CPU", "_FULL_SCORES_AT_ONCE_CPU", "_SCORES_AT_ONCE"):
-        monkeypatch.setattr(plan, name, scores)
+    _with_blocks_of(scores, monkeypatch)
     actual = references.value_and_vjp(call(kind, case, inputs), inputs.cotangent, *args)
     references.assert_close(actual, expected, FLOAT32)
 

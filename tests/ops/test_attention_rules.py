@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from reformer.ops import attention
+from reformer.ops.masking import Rule
+from reformer.ops.plan import Arrays
 from tests import references
 from tests.ops.cases import BATCH, CHUNK, HEADS, Case, arguments, call, cases, grid, make_inputs
 
@@ -146,6 +148,27 @@ def test_options_that_make_no_sense_are_refused(changes, message):
     x = jnp.zeros((1, 8, 1, 4))
     with pytest.raises(ValueError, match=message):
         attention.local_attention(x, x, x, **{"chunk_length": 4, **changes})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "mask", "message"),
+    [
+        (
+            (1, 8, 1, 4),
+            (1, 8, 1, 4),
+            None,
+            r"query \(1, 8, 2, 4\), key \(1, 8, 1, 4\), .* heads must be the same",
+        ),
+        ((1, 8, 2, 4), (1, 6, 2, 4), None, r"value \(1, 6, 2, 4\): batch, length and heads"),
+        ((1, 8, 2, 3), (1, 8, 2, 4), None, "head_dim in query and key"),
+        (None, (1, 8, 2, 4), (1, 7), r"mask \(1, 7\) must be \[batch, length\] = \(1, 8\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(key, value, mask, message):
+    # Not by the public functions, whose annotations are checked in tests.
+    key, mask = (None if shape is None else jnp.zeros(shape) for shape in (key, mask))
+    with pytest.raises(ValueError, match=message):
+        attention._check(Arrays(jnp.zeros((1, 8, 2, 4)), key, jnp.zeros(value)), mask, Rule(True, False))
 
 
 def test_mixed_types_are_refused():

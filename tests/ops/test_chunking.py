@@ -32,6 +32,12 @@ def test_results_are_added_onto_the_given_parts_only(chunk_length):
     np.testing.assert_allclose(others["shifted"], x + 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_length", [None, 2])
+def test_arrays_of_other_lengths_are_refused(chunk_length):
+    with pytest.raises(ValueError, match=r"arrays of \[4, 5\] elements along the axis of chunks"):
+        chunking.map_chunks(sum, (_normal(0, 5), _normal(1, 4)), chunk_length, in_axis=0, out_axis=0)
+
+
 @pytest.mark.parametrize("chunk_length", [1, 2, 5, 9])
 def test_replaced_chunks_equal_the_map(chunk_length):
     x, fixed = (_normal(0, 5, 3), _normal(1, 5)), _normal(2, 5)
@@ -44,10 +50,11 @@ def test_replaced_chunks_equal_the_map(chunk_length):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 0), (2, 1)])
-@pytest.mark.parametrize("length", [12, 10])
-def test_slots_in_natural_order_hold_the_tokens_of_their_positions(length, before, after):
-    cut = chunking.Geometry(2, before, after, -(-length // 2), 3)
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 0), (2, 1), (1, 3)])
+@pytest.mark.parametrize("length", [12, 10, 1])
+def test_slots_in_natural_order_hold_the_tokens_of_their_positions(length, before, after, block):
+    cut = chunking.Geometry(2, before, after, -(-length // 2), block)
     position = chunking.extend(jnp.arange(length), cut, chunking.NO_POSITION)
     x = jnp.arange(length)
     for i in range(cut.num_blocks):

@@ -105,6 +105,7 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
     ("arguments", "message"),
     [
         (["--batch=0"], r"--batch=0 must be at least 1"),
+        (["--seed=4294967296"], r"--seed=4294967296 must be from 0 to 2147483647"),
         (["--num_tokens=30"], r"exceed max_length=32"),
         (["--temperature=-1"], r"temperature=-1\.0 must be at least 0"),
         (["--top_p=2"], r"top_p=2\.0 must be above 0 and at most 1"),
@@ -139,7 +140,7 @@ def test_pictures_of_files_are_completed_and_others_refused(image_run, tmp_path)
     np.testing.assert_array_equal(job.given[0], np.asarray(Image.open(picture)).ravel())
     assert [len(prompt) for prompt in job.generation.prompts] == [25, 25]
     (tmp_path / "no_picture.png").write_text("text")
-    with pytest.raises(ValueError, match=r"--image=.*no_picture\.png cannot be used"):
+    with pytest.raises(ValueError, match=r"no_picture\.png cannot be used: .*\. Name a picture of 4x4 pixels"):
         generate.parse([f"--workdir={image_run}", f"--image={tmp_path / 'no_picture.png'}"])
 
 
@@ -170,6 +171,12 @@ def test_devices_that_cannot_share_the_work_are_refused(text_run, argument, mess
 def test_the_buckets_are_those_of_the_training_windows(text_run):
     job = generate.parse([f"--workdir={text_run}", "--prompt=a"])
     assert job.generation.model_config.num_buckets == num_buckets(32, job.generation.model_config)
+
+
+def test_a_character_that_is_cut_off_is_shown_as_such(text_run, monkeypatch):
+    job = generate.parse([f"--workdir={text_run}", "--prompt=a", "--batch=2"])
+    monkeypatch.setattr(generation.Generation, "tokens", lambda self: iter([np.array([[0xC3], [0x62]])]))
+    assert generation.write_text(job.generation) == ["a\ufffd", "ab"]
 
 
 def test_stop_ids_are_bytes():

@@ -87,6 +87,7 @@ COMBINATIONS = [
     ({"model.dtype": "float64"}, "dtype"),
     ({"training.accumulation_steps": 3}, "accumulation_steps"),
     ({"data.valid_fraction": 0.6, "data.test_fraction": 0.6}, "valid_fraction"),
+    ({"evaluation.hash_seed": 2**31 - 2, "evaluation.num_hash_seeds": 3}, "hash_seed"),
     ({"data.path": ""}, "data.path"),
     ({"data.path": "/nowhere/at/all"}, "data.path"),
     ({"data.name": "duplication", "data.length": 31}, "data.length"),

@@ -205,6 +205,7 @@ def test_the_buckets_are_those_of_the_training_rows(make_config, short_run):
     [
         ((), "name either --split=test or --input=FILE"),
         (("--split=test", "--batch_size=0"), "batch_size=0 must be at least 1"),
+        (("--split=test", "--seed=-1"), "--seed=-1 must be from 0 to 2147483647"),
         (("--split=test", "--beam_size=0"), "beam_size=0 must be at least 1"),
         (("--split=test", "--config.model.embed_dim=64"), "the trained parameters do not allow this"),
         (("--split=test", "--config.task.share_embeddings=False"), "this has no effect here"),
