@@ -42,7 +42,7 @@ paper() { # a 12-layer step of 65,536 tokens in bfloat16: tokens/s and memory in
     --config.training.log_every_steps=10 --config.evaluation.max_examples=1
 }
 
-resume() { # 65,536 tokens in bfloat16, killed after a minute, continued
+resume() { # 65,536 tokens in bfloat16, killed after 90 seconds, continued
   local run=("$PYTHON" train.py --config=configs/enwik8.py:small --workdir="$RUNS/resume" --config.data.name=text
     --config.data.path="$DATA/enwik8_prefix" --config.model.dtype=bfloat16 --config.training.num_steps=300
     --config.training.log_every_steps=10 --config.checkpoint.every_steps=20 --config.evaluation.max_examples=2)
