@@ -6,8 +6,8 @@ Command:  python train.py --config=configs/vit.py:digits --workdir=runs/digits
           --config.task.num_labels=N, which is 200 here)
           python benchmarks/vision.py --config.data.path=PATH trains and measures all of them beside each other
 Hardware: 2 cores of an AMD EPYC
-Time:     `digits` 436 steps: 40 s; `tiny` 1,962 steps: 50 to 63 s, by `benchmarks/vision.py --minutes 0.7`, not by the presets'
-          own numbers of steps
+Time:     `digits` 436 steps: 40 s; `tiny` 1,962 steps: 50 to 63 s (benchmarks/vision.py --minutes 0.7; the presets
+          have other numbers of steps)
 Result:   89.7 % and 98.4 % of the digits (means of three seeds); see docs/vision.md. The photographs: step times only
 
 Presets:
