@@ -87,7 +87,8 @@ def test_logits_equal_those_of_the_whole_sequence_under_other_rules(changes):
     assert_steps_equal_the_whole_sequence(make(attention_pattern=("local", "full"), **changes))
 
 
-@pytest.mark.parametrize("num_hashes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_hashes", [1, 2])
 def test_logits_of_one_lsh_layer_within_its_buckets_equal_those_of_the_whole_sequence(num_hashes):
     config = make(
         attention_pattern=("lsh",),
@@ -180,7 +181,8 @@ def test_the_same_key_gives_the_same_tokens_and_another_does_not():
     assert (first[0] != first[1]).any()
 
 
-@pytest.mark.parametrize("tokens_at_once", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7)), 64])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens_at_once", [1, 7, 64])
 def test_how_many_tokens_come_at_once_does_not_matter(tokens_at_once):
     rng, expected = jax.random.key(0), sample(prompts(3, 4), 20)
     chunks = decoding.generate(CONFIG, variables(CONFIG), prompts(3, 4), 20, rng=rng, tokens_at_once=tokens_at_once)

@@ -135,6 +135,7 @@ def small():
     return model, params_of(model), gradient_of(model)
 
 
+@pytest.mark.slow
 def test_draws_stand_in_hidden_places_only_and_count_as_replaced_if_they_are_wrong():
     rows = batch()
     tokens, labels = compiled(PLAIN, "replace")(params_of(PLAIN), rows)

@@ -125,6 +125,7 @@ def _written_out(config, params, batch):
     return hidden @ head["kernel"] + head["bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"num_streams": 1, "reversible": False}], ids=["two streams", "one stream, a plain Transformer"]
 )

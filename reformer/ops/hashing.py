@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from reformer.ops.chunking import map_chunks
 
 _MAX_FACTOR_BITS = 6  # factors of at most 64: a hash costs at most 32 projections per factor
-_HASH_CHUNK_LENGTH = 16_384  # tokens projected at once, so that scratch does not grow with length
+# At once, so that scratch grows neither with the length nor with examples, heads and rounds.
+_MOST_TOKENS, _MOST_PROJECTIONS = 16_384, 2**25
 
 
 def choose_num_buckets(length: int, chunk_length: int) -> tuple[int, ...]:
@@ -75,7 +76,10 @@ def hash_vectors(
         projected = jnp.einsum("bhld,hdrs->bhrsl", chunk, rotations, preferred_element_type=dtype)
         return _combine(projected, factors)
 
-    buckets = map_chunks(hash_chunk, jax.lax.stop_gradient(vectors), _HASH_CHUNK_LENGTH, in_axis=2, out_axis=3)
+    projections_per_token = vectors.shape[0] * vectors.shape[1] * rotations.shape[2] * rotations.shape[3]
+    most = max(1, min(_MOST_TOKENS, _MOST_PROJECTIONS // projections_per_token))
+    chunk_length = 2 ** (most.bit_length() - 1)  # which divides the usual lengths
+    buckets = map_chunks(hash_chunk, jax.lax.stop_gradient(vectors), chunk_length, in_axis=2, out_axis=3)
     if mask is not None:
         buckets = jnp.where(mask[:, None, None, :], buckets, math.prod(factors))
     return buckets

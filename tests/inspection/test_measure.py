@@ -32,6 +32,7 @@ def test_layers_come_in_the_order_of_their_depth():
     assert not np.array_equal(first.buckets, second.buckets)
 
 
+@pytest.mark.slow
 def test_buckets_are_those_by_which_the_model_sorted(layers):
     sorting = layers[1].sorting
     assert sorting.buckets.shape == (CONFIG.num_heads, CONFIG.num_hashes, 60)
@@ -39,6 +40,7 @@ def test_buckets_are_those_by_which_the_model_sorted(layers):
     assert layers[0].sorting is None and layers[2].sorting is None
 
 
+@pytest.mark.slow
 def test_occupancy_counts_every_token_once_per_head_and_round(layers):
     sorting = layers[1].sorting
     assert sorting.occupancy.shape == (CONFIG.num_heads, CONFIG.num_hashes, sorting.num_buckets)
@@ -46,12 +48,14 @@ def test_occupancy_counts_every_token_once_per_head_and_round(layers):
     assert sorting.occupancy[1, 0, 3] == np.sum(sorting.buckets[1, 0] == 3)
 
 
+@pytest.mark.slow
 def test_pictures_hold_the_weight_of_every_query(layers):
     for layer in layers:
         assert layer.picture.shape == (CONFIG.num_heads, 20, 20)
         np.testing.assert_allclose(layer.picture.sum(-1), 3, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_coverage_is_measured_for_more_rounds_than_the_model_runs(layers):
     local, lsh, full = (layer.coverage.seen for layer in layers)
     assert all(layer.counts == (1, 2, 3) for layer in layers)

@@ -120,11 +120,23 @@ def test_rotations_are_standard_normal_and_follow_the_key():
     assert np.count_nonzero(rotations == np.asarray(draw(1))) == 0
 
 
-def test_hashing_in_chunks_equals_hashing_at_once(monkeypatch):
-    vectors, rotations = _inputs((8, 4))
+@pytest.mark.parametrize(
+    ("limit", "value", "chunk_length"),
+    [("_MOST_TOKENS", 10, 8), ("_MOST_PROJECTIONS", 5 * (2 * 3 * 3 * 6), 4), ("_MOST_PROJECTIONS", 1, 1)],
+)
+def test_hashing_in_chunks_equals_hashing_at_once(limit, value, chunk_length, monkeypatch):
+    vectors, rotations = _inputs((8, 4))  # 2 examples, 3 heads, 3 rounds, 6 columns
     expected = hash_vectors(vectors, rotations, (8, 4), None)
-    monkeypatch.setattr(hashing, "_HASH_CHUNK_LENGTH", 10)
+    used, original = [], hashing.map_chunks
+
+    def map_chunks(fn, x, chunk_length, **axes):
+        used.append(chunk_length)
+        return original(fn, x, chunk_length, **axes)
+
+    monkeypatch.setattr(hashing, "map_chunks", map_chunks)
+    monkeypatch.setattr(hashing, limit, value)
     np.testing.assert_array_equal(hash_vectors(vectors, rotations, (8, 4), None), expected)
+    assert used == [chunk_length]
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 2, 5), (3, 4, 2, 6), (2, 8, 2, 6), (3, 8, 6)])

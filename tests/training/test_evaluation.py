@@ -30,6 +30,7 @@ def measure(config, params, data):
         return evaluator.measure(params, hash_seed=0)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_logits_over_all_windows(config):
     model_config = settings.model_config(config)
     params, data = initial_params(config), data_of(config, 75)

@@ -44,6 +44,7 @@ def run(capsys, *arguments):
     return "\n".join(lines), json.loads(last)
 
 
+@pytest.mark.slow
 def test_text_continues_its_prompt_and_the_seed_decides_it(text_run, capsys, tmp_path):
     arguments = [f"--workdir={text_run}", "--prompt=the tree", "--num_tokens=20", "--batch=2"]
     first, record = run(capsys, *arguments, f"--out={tmp_path / 'a.txt'}")
