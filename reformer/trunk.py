@@ -152,10 +152,12 @@ class Trunk(nn.Module):
         """For every LSH layer of the pattern the rotations of all blocks, stacked."""
         config = self.config
         num_in_pattern = config.attention_pattern.count("lsh")
+        if num_in_pattern and falls_back_to_full(config, length, config.lsh_chunk_length):
+            return [None] * num_in_pattern
         if rotations is not None and len(rotations) != config.num_lsh_layers:
             raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
-        if not num_in_pattern or falls_back_to_full(config, length, config.lsh_chunk_length):
-            return [None] * num_in_pattern
+        if not num_in_pattern:
+            return []
         factors = num_buckets(length, config)
         if rotations is None:
             if not self.has_rng("hash"):
