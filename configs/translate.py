@@ -6,7 +6,9 @@ Command:  python train.py --config=configs/translate.py --config.data.path=PREFI
           PREFIX.en and PREFIX.de alone; other languages by --config.data.source_language and target_language.
 Hardware: 2 cores of an AMD EPYC
 Time:     `captions` and `transformer` 3,500 steps: 1.7 s a step side by side, one core each
-Result:   BLEU of Multi30k's test_2016_flickr 33.5 with `captions`, 33.9 with `transformer`; see docs/translation.md
+          `documents` and `documents_full` 0.9 and 1.1 s a step, after `captions` and two stages of shorter documents
+Result:   BLEU of Multi30k's test_2016_flickr 33.5 with `captions`, 33.9 with `transformer`; of whole documents 10.2 and
+          10.7 with `documents` and `documents_full`, which learn little from random parameters; see docs/translation.md
 
 Presets, whose sizes are for the 29,000 image captions of Multi30k and two CPU cores:
 `captions` (the default) has reversible encoder and decoder with full attention, as in the paper: sentences are shorter
