@@ -136,21 +136,34 @@ def forward(plan: Plan, arrays: Arrays, context: Context):
         out, log_normalizer = jax.lax.scan(attend_block, (), blocks, unroll=plan.blocks_in_flight)[1]
         return tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))
 
-    like, length = arrays.value, arrays.query.shape[0]
-    dtype = block_ops.accumulation_dtype(like.dtype)
-    no_keys = (
-        chunking.constant((length, like.shape[-1]), 0, dtype, like),
-        chunking.constant((length,), -jnp.inf, dtype, like),
-    )
-    out, log_normalizer = _over_rounds(attend_round, merge, no_keys, rounds)
+    out, log_normalizer = over_rounds(attend_round, merge, no_keys(arrays), rounds)
     return out.astype(arrays.value.dtype), log_normalizer
 
 
-def _over_rounds(run, combine, nothing, rounds: _Round):
-    """Combines the results of all rounds, one after another, beginning with `nothing`; a single one is the result."""
+def over_rounds(run, combine, nothing, rounds):
+    """Combines the results of all rounds, one after another, beginning with `nothing`; a single one is the result.
+
+    Args:
+      run: from a round to its result.
+      combine: (result so far, result of a round) -> result.
+      nothing: what changes no result that it is combined with.
+      rounds: a tuple of arrays over rounds, among them `position`.
+    """
     if len(rounds.position) == 1:
         return run(jax.tree.map(lambda x: x[0], rounds))
     return jax.lax.scan(lambda total, this: (combine(total, run(this)), None), nothing, rounds)[0]
+
+
+def no_keys(arrays: Arrays):
+    """The part of a softmax that has seen no keys: zeros and -inf as `merge` takes them, of one row or of many."""
+    like = arrays.value
+    dtype = block_ops.accumulation_dtype(like.dtype)
+    return chunking.constant(like.shape, 0, dtype, like), chunking.constant(like.shape[:-1], -jnp.inf, dtype, like)
+
+
+def no_gradients(arrays: Arrays) -> Arrays:
+    """Zeros to add the cotangents of the arrays to."""
+    return jax.tree.map(lambda x: chunking.constant(x.shape, 0, block_ops.accumulation_dtype(x.dtype), x), arrays)
 
 
 def merge(one, other):
@@ -212,9 +225,7 @@ def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
         return jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs), gradients
 
     # The output is known before, or it is that of the only round: there is none to sum.
-    zeros = jax.tree.map(lambda x: chunking.constant(x.shape, 0, block_ops.accumulation_dtype(x.dtype), x), arrays)
-    add = partial(jax.tree.map, jnp.add)
-    outs, gradients = _over_rounds(visit_round, add, ((), zeros), rounds)
+    outs, gradients = over_rounds(visit_round, partial(jax.tree.map, jnp.add), ((), no_gradients(arrays)), rounds)
     outs = jax.tree.map(lambda x: x.astype(arrays.value.dtype), outs)
     return outs, jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, arrays)
 

@@ -40,10 +40,7 @@ def forward(plan: Plan, arrays: Arrays, context: Context) -> tuple[Float[Array, 
         out, log_normalizer = (_unsort(x, this) for x in parts)
         return out.astype(log_normalizer.dtype), log_normalizer
 
-    def visit(merged, this):
-        return jax.vmap(chunked.merge)(merged, attend(this)), None
-
-    out, log_normalizer = _over_rounds(attend, visit, rounds)
+    out, log_normalizer = chunked.over_rounds(attend, jax.vmap(chunked.merge), chunked.no_keys(arrays), rounds)
     return out.astype(arrays.value.dtype), log_normalizer
 
 
@@ -61,10 +58,8 @@ def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, 
             query, key = query + _through_unit_keys(chunks.query, key), None
         return jax.tree.map(partial(_unsort, this=this), Arrays(query, key, value))
 
-    def visit(total, this):
-        return jax.tree.map(jnp.add, total, differentiate(this)), None
-
-    total = _over_rounds(differentiate, visit, _rounds(context, arrays))
+    add, rounds = partial(jax.tree.map, jnp.add), _rounds(context, arrays)
+    total = chunked.over_rounds(differentiate, add, chunked.no_gradients(arrays), rounds)
     return jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), total, arrays)
 
 
@@ -87,14 +82,6 @@ def _rounds(context: Context, arrays: Arrays) -> _Round:
     if context.seed is not None:
         seed = jax.vmap(jax.vmap(fold, (0, None)), (None, 0))(context.seed, jnp.arange(len(position)))
     return _Round(position, inverse, bucket, seed)
-
-
-def _over_rounds(first_round, visit, rounds: _Round):
-    """Applies `first_round` to the first round and scans `visit` over the others."""
-    result = first_round(jax.tree.map(lambda x: x[0], rounds))
-    if len(rounds.position) == 1:
-        return result
-    return jax.lax.scan(visit, result, jax.tree.map(lambda x: x[1:], rounds))[0]
 
 
 def _chunks(cut: Geometry, arrays: Arrays, context: Context, this: _Round) -> Chunks:
