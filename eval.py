@@ -9,7 +9,7 @@ from reformer.training import command_line, distributed, evaluation, settings
 
 def parse(arguments: list[str]) -> evaluation.Evaluation:
     """Returns the checked evaluation that the command line describes."""
-    parser = command_line.Parser("Evaluates a trained Reformer language model on a whole split.")
+    parser = command_line.Parser("Evaluates a trained model on a whole split.")
     parser.add_argument("--workdir", required=True, help="directory that was given to train.py")
     parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
     """Evaluates, appends the result to `evaluations.jsonl` and prints it as the last line."""
     with command_line.user_errors(ValueError, OSError):
         wanted = parse(arguments)
+    distributed.end_at_sigterm()
     if distributed.is_writer():
         print(f"{wanted.workdir}, step {wanted.step}, {wanted.split} split, {wanted.data.description}", flush=True)
         if wanted.changes:

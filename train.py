@@ -9,15 +9,28 @@ from reformer import decoding
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
 from reformer.layers.attention import fix_num_buckets
-from reformer.training import checkpoint, command_line, damage, distributed, loop, report, settings, stopping, summary
+from reformer.training import (
+    checkpoint,
+    command_line,
+    damage,
+    distributed,
+    loop,
+    memory,
+    report,
+    settings,
+    stopping,
+    summary,
+)
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.py"
 
 
 def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
     """Returns the checked experiment that the command line describes, and whether it is only a dry run."""
-    parser = command_line.Parser("Trains a Reformer language model.")
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="config file, with :preset if wanted")
+    parser = command_line.Parser("Trains a model: of language, translation, labels, images.")
+    parser.add_argument(
+        "--config", default=str(DEFAULT_CONFIG), help="file, with :preset if wanted; default: %(default)s"
+    )
     parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
     parser.add_argument("--profile_steps", default="", help="FIRST:LAST, steps to trace into WORKDIR/profile")
     parser.add_argument("--dry_run", action="store_true", help="check, compile, show the summary, and stop there")
@@ -42,7 +55,12 @@ def say_what_was_learned(run: loop.Run, result: dict) -> None:
     print(f"validation, {len(examples):,} examples, step {result['step']}:")
     print(report.table({"this model": result[f"bits_per_{unit}"], **simpler}, unit))
     if run.config.task.name == "language" and load.kind(run.config.data.name) == "text":
-        print_sample(run)
+        try:
+            print_sample(run)
+        except jax.errors.JaxRuntimeError as error:
+            if not memory.is_exhausted(error):
+                raise
+            print("no sample: it does not fit into the memory of one device. Try generate.py --config.sharding.fsdp=-1")
     print(f"checkpoints: {run.workdir / 'checkpoints'}")
     print(f"curves: {report.draw_curves(run.workdir, simpler, unit)}")
 
@@ -68,6 +86,7 @@ def main(arguments: list[str]) -> None:
     with command_line.user_errors(ValueError, OSError):
         run, is_dry = parse(arguments)
     if is_dry:
+        distributed.end_at_sigterm()
         with command_line.user_errors():
             show(loop.dry_run(run))
         return

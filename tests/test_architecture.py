@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 
 import pytest
+from packaging.requirements import Requirement
 
 from reformer.config import ReformerConfig
 
@@ -104,3 +105,10 @@ def test_every_config_field_is_read():
 def test_files_are_short_and_named_after_what_they_hold(path):
     assert path.name != "utils.py"
     assert len(path.read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_the_package_can_be_installed_with_its_requirements(name):
+    """Pyproject names these files, and setuptools takes nothing but requirements and comments."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    assert [str(Requirement(line)) for line in lines if line]

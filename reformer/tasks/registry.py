@@ -15,7 +15,7 @@ and, where the model is more than one stack with a head for every id, with two m
 - `companions(task, model)` returns the configs of smaller models in it by name: they have to fit the mesh too.
 - `flops_per_token(task, model, length)` is of the whole model what `reformer.flops` counts of a stack and its head.
 
-`LOWEST_LOSS_IS_BEST = False` says that the checkpoint to go on from is the latest, not the one of the lowest loss.
+`LOWEST_LOSS_IS_BEST = False` says that the best checkpoint is the latest, not the one of the lowest loss.
 """
 
 import importlib
@@ -65,9 +65,9 @@ def flops_per_token(task: Group, model: ReformerConfig, length: int) -> float:
     return flops.flops_per_token(model, length)
 
 
-def best_checkpoint(task: Group) -> str:
-    """Returns what the best checkpoint of a run is called for other runs to begin with: 'best' or 'latest'."""
-    return "best" if getattr(_module(task), "LOWEST_LOSS_IS_BEST", True) else "latest"
+def lowest_loss_is_best(task: Group) -> bool:
+    """Returns whether the best checkpoint of a run is the one with the lowest validation loss, or else the latest."""
+    return getattr(_module(task), "LOWEST_LOSS_IS_BEST", True)
 
 
 def load_data(config: Any, length: int) -> Source:

@@ -1,5 +1,6 @@
 """What one process finds out for all of them."""
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from reformer.training import distributed
 
 _KINDS = {kind.__name__: kind for kind in (ValueError, OSError)}
 _MAX_BYTES = 2**16
+_numbers = itertools.count()  # of the calls, which every process makes in the same order
 
 
 def on_process_0(action: Callable[[], Any]) -> Any:
@@ -27,6 +29,7 @@ def on_process_0(action: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return action()
     outcome = _attempt(action) if distributed.is_writer() else {}
+    distributed.meet(f"agreement {next(_numbers)}")  # which may take long; JAX's first broadcast waits for 30 s only
     message = np.zeros(_MAX_BYTES, np.uint8)
     encoded = json.dumps(outcome).encode()[:_MAX_BYTES]
     message[: len(encoded)] = np.frombuffer(encoded, np.uint8)

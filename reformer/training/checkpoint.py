@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.training import agreement, damage, disk, distributed, faults, manifest, settings
+from reformer.training import agreement, damage, disk, distributed, faults, manifest, memory, settings
 from reformer.training.state import TrainState, abstract, init_params
 
 NAME = "checkpoints"
 METRIC = "bits"
+_METRIC_WITHOUT_RANK = "bits_without_rank"
 # Orbax moves what it no longer keeps here, which a kill cannot leave half-done; we delete it.
 _BIN = "deleted"
 
@@ -109,6 +110,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._empty_bin()
 
+    def raise_if_failed(self) -> None:
+        """Raises an OSError if what was saved last could not be; waits for nothing that is still being written."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         """Explains what goes wrong, and puts the checkpoint back that was to be replaced."""
@@ -156,7 +162,7 @@ class Checkpoints:
         return -float("inf") if self.problem(step, ["metrics"]) else _metric(self.metrics(step))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Returns {METRIC: validation loss} of a checkpoint, or nothing if that was not measured."""
+        """Returns {name: validation loss} of a checkpoint, or nothing if that was not measured."""
         return self._manager.metrics(step) or {}
 
     def problem(self, step: int, items: list[str] | None = None) -> str | None:
@@ -168,7 +174,7 @@ class Checkpoints:
             self._verified.add(step)
         return found
 
-    def save(self, state: TrainState, data_state: dict, meta: dict, bits: float | None) -> None:
+    def save(self, state: TrainState, data_state: dict, meta: dict, bits: float | None, ranks: bool = True) -> None:
         """Starts to write a checkpoint, which appears whole or not at all; replaces one of the same step.
 
         Args:
@@ -176,6 +182,7 @@ class Checkpoints:
           data_state: Position in the data.
           meta: What else to keep, with the number of the step as `step`.
           bits: Validation loss, finite; None if it was not measured.
+          ranks: Whether the lowest of these losses is the best; else the latest is.
 
         Raises:
           OSError: If this or the save before could not be done.
@@ -187,7 +194,7 @@ class Checkpoints:
             data=ocp.args.JsonSave(data_state),
             meta=ocp.args.JsonSave(meta),
         )
-        metrics = {} if bits is None else {METRIC: bits}
+        metrics = {} if bits is None else {METRIC if ranks else _METRIC_WITHOUT_RANK: bits}
         faults.passes("save")
         with self._saving():
             if meta["step"] in self.steps:
@@ -227,6 +234,8 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises a bare Exception for a damaged array
+            if memory.is_exhausted(error) or (isinstance(error, OSError) and error.errno):
+                raise
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise OSError(
                 f"checkpoint {self.directory / str(step)} cannot be read as {', '.join(items)}: {reason}. "
@@ -251,7 +260,8 @@ def open_to_write(workdir: Path, group: ConfigDict, target: TrainState) -> Check
     def check() -> None:
         # The latest, the best, and the one that is being written, less those that are there already.
         num_more = group.keep_latest + 2 - len(damage.steps_in(workdir / NAME))
-        disk.check_space(workdir, (target.params, target.optimizer), max(num_more, 1))
+        state = (target.params, target.optimizer)
+        disk.check_space(workdir, state, max(num_more, 1), damage.bytes_of_leftovers(workdir / NAME))
 
     agreement.on_process_0(check)
     return Checkpoints(workdir, group.keep_latest, group.keep_every_steps)
@@ -294,7 +304,7 @@ def load(
 
     Args:
       workdir: The directory given to train.py.
-      step: 'best' (lowest validation loss), 'latest', or the number of a kept checkpoint.
+      step: 'best' (lowest validation loss, of ELECTRA the latest), 'latest', or the number of a kept checkpoint.
       mesh: Of devices that share the variables, from `sharding.make_mesh`; None = the default device.
 
     Returns:

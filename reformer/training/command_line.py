@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import os
 import re
 import runpy
@@ -30,11 +31,12 @@ class Parser(argparse.ArgumentParser):
         """Takes what --help says first, and whether several processes may work on it together."""
         super().__init__(
             description=description,
-            epilog="Any field of the config is set by --config.GROUP.FIELD=VALUE; configs/base.py lists them.",
+            epilog="Any field of the config is set by --config.GROUP.FIELD=VALUE; configs/base.py and, for the model, "
+            "reformer/config.py list them.",
             allow_abbrev=False,
         )
         self._may_be_many = may_be_many
-        distributed.add_flags(self)
+        distributed.add_flags(self, is_hidden=not may_be_many)
 
     def parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Returns the flags and the overrides, and connects this process with the others of the run.
@@ -103,18 +105,29 @@ def load_config(path_and_preset: str) -> ConfigDict:
     """
     path, _, preset = path_and_preset.partition(":")
     if not Path(path).is_file():
-        raise ValueError(f"--config={path_and_preset}: there is no file {path}. Try configs/stdlib.py.")
+        raise ValueError(
+            f"--config={path_and_preset}: there is no file {Path(path).absolute()}. Give its path from here, "
+            "such as configs/stdlib.py from the root of the repository."
+        )
     try:
         get_config = runpy.run_path(path).get("get_config")
-        config = None if get_config is None else get_config(preset)
+        takes_preset = get_config is not None and len(inspect.signature(get_config).parameters) > 0
+        config = get_config(preset) if takes_preset else None
     except Exception as error:  # the file may hold anything
-        message = " ".join(str(error).split())
-        raise ValueError(f"--config={path_and_preset}: {message}{_where(error, path)}") from error
-    if get_config is None:
+        raise ValueError(f"--config={path_and_preset}: {_message(error)}{_where(error, path)}") from error
+    if get_config is None or not takes_preset:
         raise ValueError(f"--config={path}: this file has no function get_config(preset). See configs/stdlib.py.")
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={path}: get_config({preset!r}) returned {config!r}, not a ConfigDict.")
     return config
+
+
+def _message(error: BaseException) -> str:
+    """Returns what an error says, in one line, without the list of all fields that a ConfigDict adds."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", " ".join(message.split())).strip()
 
 
 def _where(error: Exception, path: str) -> str:
@@ -122,7 +135,7 @@ def _where(error: Exception, path: str) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if isinstance(error, ValueError) or not lines:
         return ""
-    return f" ({type(error).__name__} in line {lines[-1]}). configs/base.py lists the fields and their types."
+    return f" ({type(error).__name__} in line {lines[-1]}). configs/base.py lists the fields."
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -167,4 +180,6 @@ def _set_fields(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
         return flag_values(argv)[1:]
     except (flags.Error, ValueError, TypeError) as error:
-        raise ValueError(f"{' '.join(str(error).split())}. See configs/base.py.") from error
+        raise ValueError(
+            f"{' '.join(str(error).split())}. See --help for flags, and configs/base.py for fields of --config."
+        ) from error

@@ -57,11 +57,36 @@ def set_aside(directory: Path) -> int | None:
 
 
 def put_back(directory: Path, removed: Path) -> None:
-    """Puts the checkpoint back that was about to be replaced: nothing else that is removed is the newest."""
-    newest = max(steps_in(directory), default=-1)
+    """Puts the checkpoints back whose successors are not there: one that was replaced, or that damage followed."""
+    if not steps_in(removed):
+        return
+    newest_first = sorted(steps_in(directory), reverse=True)
+    newest_intact = next((step for step in newest_first if not manifest.problem(directory / str(step))), -1)
     for step in steps_in(removed):
-        if step > newest:
+        if step > newest_intact:
+            if step in newest_first:
+                _move(directory, step)
             os.rename(removed / str(step), directory / str(step))
+
+
+def bytes_of_leftovers(directory: Path) -> int:
+    """Returns the bytes below the directory of checkpoints that a run which opens it will remove."""
+    if not directory.is_dir():
+        return 0
+    kept = {NAME, *map(str, steps_in(directory))}
+    return sum(bytes_below(path) for path in directory.iterdir() if path.name not in kept and path.is_dir())
+
+
+def bytes_below(directory: Path) -> int:
+    """Returns the bytes of all files below a directory: they grow while something is saved there."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except OSError:  # renamed or deleted in the meantime
+                continue
+    return total
 
 
 def steps_in(directory: Path) -> list[int]:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,19 +35,38 @@ def check_writable(workdir: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def check_space(workdir: Path, state: Any, num_checkpoints: int) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a directory, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file: a reader, or what comes after a power cut, sees the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def check_space(workdir: Path, state: Any, num_checkpoints: int, num_reclaimable: int = 0) -> None:
     """Compares the free space with what checkpoints will need.
 
     Args:
       workdir: Exists.
       state: Arrays, or their shapes and dtypes.
       num_checkpoints: How many more there may be at a time.
+      num_reclaimable: Bytes that will be freed before the first of them.
 
     Raises:
       OSError: If there is not enough.
     """
     size = _OVERHEAD_BYTES + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(workdir).free
+    free = shutil.disk_usage(workdir).free + num_reclaimable
     if free < size * num_checkpoints:
         raise OSError(
             f"workdir={workdir} has {free / 1e9:.3g} GB free, and {num_checkpoints} checkpoints of {size / 1e9:.3g} GB "

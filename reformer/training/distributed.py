@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -29,8 +30,11 @@ _ALIVE, _DONE = "alive", "done"  # any other message is why the run ends
 _START_AGAIN = "Start all processes again with the same command: the run continues from its last checkpoint."
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `initialize` takes."""
+def add_flags(parser: argparse.ArgumentParser, is_hidden: bool = False) -> None:
+    """Adds the flags that `initialize` takes; hidden, of a program that refuses them."""
+    if is_hidden:
+        parser.add_argument("--num_processes", type=int, help=argparse.SUPPRESS)
+        return
     group = parser.add_argument_group(
         "several processes", "the same command in each; SLURM, Open MPI, TPU pods and Kubernetes need none of these"
     )
@@ -86,7 +90,7 @@ def refuse(num_processes: int | None) -> None:
     if num_processes not in (None, 1):
         raise ValueError(
             f"--num_processes={num_processes}: this program runs in one process. Start it once for each part of the "
-            "work, and use the devices of a machine by --config.sharding.fsdp or --config.sharding.tensor."
+            "work."
         )
 
 
@@ -237,6 +241,12 @@ class Group:
 
 
 _group: Group | None = None  # None = the only process
+
+
+def end_at_sigterm() -> None:
+    """Lets SIGTERM end this process at once, for programs that have nothing to save: JAX only takes note of it."""
+    if _group is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def meet(place: str) -> None:

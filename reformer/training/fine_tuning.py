@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from reformer.config import ReformerConfig
 from reformer.data import pairs
 from reformer.data.source import Source, assets
-from reformer.tasks import registry
 from reformer.training import agreement, checkpoint, settings
 from reformer.training.depths import Piece, Shape, by_depth
 from reformer.training.state import TrainState
@@ -142,9 +141,8 @@ def _find(directory: Path) -> _Found:
 
 def _find_run(workdir: Path) -> _Found:
     stored = settings.read(workdir)
-    wanted = registry.best_checkpoint(stored.get("task", registry.DEFAULT))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        step = agreement.on_process_0(lambda: checkpoint.choose(checkpoints, wanted))
+        step = agreement.on_process_0(lambda: checkpoint.choose(checkpoints, "best"))
 
     def read(mesh: jax.sharding.Mesh) -> Leaves:
         return _by_path(checkpoint.load(workdir, step, mesh)[1]["params"])

@@ -25,7 +25,7 @@ from reformer.training import (
 )
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.guards import Guard, parameter_names
-from reformer.training.milestones import Milestones
+from reformer.training.milestones import NUM_SKIPPED, Milestones
 from reformer.training.programs import CompiledStep, Programs, compile_step, make_programs
 from reformer.training.progress import Progress
 from reformer.training.run import Machinery, Run
@@ -56,6 +56,7 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     settings.check_sharding(config, mesh, is_trained=True)
     batches.training_batches(config, data, mesh)
     batches.evaluation_batches(config, data, "valid", mesh)
+    workdir.check_others(config, data)
     steps = profiling.parse_steps(profile_steps, config.training.num_steps, finished_step)
     return Run(config, model_config, data, mesh, Path(directory), steps, origin)
 
@@ -96,6 +97,7 @@ def train(run: Run) -> dict[str, Any]:
         stack.enter_context(contextlib.closing(profiler))
         trained, _ = frozen.split(train_state.params, run.config.training.frozen)
         guard = Guard(run.data.unit, parameter_names(trained), run.config.training.max_skipped_updates)
+        guard.num_skipped = checkpoints.meta(first_step).get(NUM_SKIPPED, 0) if first_step else 0
         machinery = Machinery(iterator, checkpoints, journal, progress, profiler, guard, watchdog, stopper)
         progress.say(_introduction(run, train_state))
         stopper.check(first_step)
@@ -152,6 +154,8 @@ def _run_steps(
         train_state, step_metrics = train_step(train_state, batch)
         machinery.profiler.after(number, step_metrics)
         reader.push(number, step_metrics)
+        if number % config.log_every_steps == 0:
+            machinery.checkpoints.raise_if_failed()
         if milestones.is_reached(number):
             reader.flush()
             milestones.visit(train_state, number)

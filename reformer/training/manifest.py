@@ -16,25 +16,23 @@ from pathlib import Path
 
 from orbax.checkpoint.path import atomicity
 
-from reformer.training import faults
+from reformer.training import disk, faults
 
 NAME = "manifest.json"
 _BLOCK_BYTES = 2**22
 
 
 def write(directory: Path) -> None:
-    """Writes the manifest of all files in `directory`, whole or not at all."""
+    """Writes the manifest of all files in `directory`, whole or not at all; they are on the disk before it is."""
     files = {
-        path.relative_to(directory).as_posix(): [path.stat().st_size, _checksum(path)]
+        path.relative_to(directory).as_posix(): [path.stat().st_size, _synced_checksum(path)]
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / NAME
     }
-    temporary = directory / (NAME + ".tmp")
-    with temporary.open("w") as file:
-        json.dump({"files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / NAME)
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            disk.sync(path)
+    disk.replace(directory / NAME, json.dumps({"files": files}, indent=1).encode())
 
 
 def problem(directory: Path, items: Collection[str] | None = None) -> str | None:
@@ -68,9 +66,14 @@ def _problem_of_file(path: Path, size: int, checksum: int | None) -> str | None:
             return "is missing"
         if path.stat().st_size != size:
             return f"has {path.stat().st_size} bytes instead of {size}"
-        return "has other contents" if checksum not in (None, _checksum(path)) else None
+        return "has other contents" if checksum is not None and _checksum(path) != checksum else None
     except (OSError, ValueError) as error:  # ValueError: a damaged name that no path can have
         return f"cannot be read ({error})"
+
+
+def _synced_checksum(path: Path) -> int:
+    disk.sync(path)
+    return _checksum(path)
 
 
 def _checksum(path: Path) -> int:
@@ -107,6 +110,7 @@ class ManifestedPath(atomicity.AtomicRenameTemporaryPath):
         write(Path(self._final_path))
         faults.passes("save_commit")
         os.rename(self._final_path, final)
+        disk.sync(Path(final.parent))
         self._final_path = final
         faults.passes("save_committed")
 

@@ -13,7 +13,7 @@ def peak_bytes() -> int:
     return max(stat.get("peak_bytes_in_use", 0) for stat in stats) or peak_resident_bytes()
 
 
-def is_exhausted(error: jax.errors.JaxRuntimeError) -> bool:
+def is_exhausted(error: Exception) -> bool:
     """Returns whether an error says that the memory of a device does not suffice."""
     return "RESOURCE_EXHAUSTED" in str(error)
 

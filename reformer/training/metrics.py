@@ -66,6 +66,7 @@ class Journal:
         for name, value in record.items():
             if name not in ("split", "step") and isinstance(value, (int, float)):
                 self._events.add_scalar(f"{record['split']}/{name}", float(value), record["step"])
+        self._events.flush()
 
     def close(self) -> None:
         """Closes both."""

@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 from reformer.layers.attention import num_buckets
-from reformer.training import evaluation, occupancy, settings
+from reformer.tasks import registry
+from reformer.training import damage, evaluation, occupancy, settings
 from reformer.training.evaluation import Scores
 from reformer.training.run import Machinery, Run
 from reformer.training.state import TrainState
 from reformer.training.stopping import Cut, Stopped
-from reformer.training.watchdog import bytes_below
+
+NUM_SKIPPED = "num_skipped"  # of what is kept in a checkpoint: updates in a row that were skipped last
 
 
 class Milestones:
@@ -51,9 +53,11 @@ class Milestones:
         machinery = self._machinery
         self._scores = self._evaluate(train_state.params, step)
         meta = {"step": step, "data": self._run.data.fingerprint, "config": settings.as_json(self._run.config)}
+        meta[NUM_SKIPPED] = machinery.guard.num_skipped
         bits = None if self._scores is None else self._scores.bits
+        ranks = registry.lowest_loss_is_best(self._run.config.task)
         self._watch_saving()
-        machinery.checkpoints.save(train_state, machinery.batches.get_state(), meta, bits)
+        machinery.checkpoints.save(train_state, machinery.batches.get_state(), meta, bits, ranks)
         if machinery.stopper.requested(step):
             machinery.checkpoints.wait()
             raise Stopped(step)
@@ -121,5 +125,5 @@ class Milestones:
 
     def _watch_saving(self) -> None:
         machinery = self._machinery
-        sign = functools.partial(bytes_below, machinery.checkpoints.directory)
+        sign = functools.partial(damage.bytes_below, machinery.checkpoints.directory)
         machinery.watchdog.begin("saving a checkpoint", sign=sign)

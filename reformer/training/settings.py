@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from reformer.data import load
 from reformer.layers.attention import padded_length
 from reformer.ops.patches import ORDERS
 from reformer.tasks import registry
+from reformer.training import disk
 from reformer.trunk import POOLINGS
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
@@ -309,18 +309,16 @@ def as_json(config: Config) -> dict[str, Any]:
 
 def write(path: Path, config: Config) -> None:
     """Writes the config as readable JSON; a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
-    os.replace(temporary, path)
+    disk.replace(path, (json.dumps(as_json(config), indent=2) + "\n").encode())
 
 
-def read(workdir: Path) -> dict[str, Any]:
+def read(workdir: str | Path) -> dict[str, Any]:
     """Returns the config that training wrote into `workdir`.
 
     Raises:
-      ValueError: If there is none.
+      ValueError: If there is none, or no config of a run.
     """
-    path = workdir / "config.json"
+    path = Path(workdir) / "config.json"
     try:
         stored = json.loads(path.read_text())
     except FileNotFoundError:

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 EXIT_CODE = 124  # as `timeout` has it; a lost process is another, see distributed.py
@@ -35,9 +34,11 @@ class Watchdog:
         self._is_closed = threading.Event()
         self._idle = 0.0
         self._activity = _Activity("the start", _now(), COMPILATION_SECONDS, None)
+        self._sign: Any = None
         if stall_seconds is not None:
             self._tick = min(stall_seconds / 4, _LONGEST_TICK)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            threading.Thread(target=self._read_signs, name="watchdog's reader", daemon=True).start()
 
     def begin(self, name: str, *, compiles: bool = False, sign: Callable[[], Any] | None = None) -> None:
         """Says what is done from now on; the time until the next call counts.
@@ -45,7 +46,7 @@ class Watchdog:
         Args:
           name: For the message.
           compiles: It gets the time that a compilation may take.
-          sign: Whenever what it returns has changed, there was progress.
+          sign: Whenever what it returns has changed, there was progress; it may hang.
         """
         seconds = max(COMPILATION_SECONDS, self._stall_seconds or 0) if compiles else self._stall_seconds
         self._activity = _Activity(name, _now(), seconds, sign)
@@ -60,7 +61,7 @@ class Watchdog:
         while not self._is_closed.wait(self._tick):
             activity = self._activity
             self._idle += self._tick
-            if activity.sign is not None and (sign := activity.sign()) != last_sign:
+            if (sign := self._sign) != last_sign:
                 last_sign, self._idle = sign, 0.0
             if self._idle >= activity.seconds and self._activity is activity:
                 self._on_stall(
@@ -70,17 +71,11 @@ class Watchdog:
                 )
                 return
 
-
-def bytes_below(directory: Path) -> int:
-    """Returns the bytes of all files below a directory: they grow while something is saved there."""
-    total = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(parent, name)).st_size
-            except OSError:  # renamed or deleted in the meantime
-                continue
-    return total
+    def _read_signs(self) -> None:
+        # In a thread of its own: a file system that hangs must not stop the one that notices it.
+        while not self._is_closed.wait(self._tick):
+            if (sign := self._activity.sign) is not None:
+                self._sign = sign()
 
 
 def _now() -> str:

@@ -15,10 +15,9 @@ from reformer.training.checkpoint import Checkpoints
 # What a run may change when it continues. Everything else decides what the run is.
 FREE_GROUPS = ("evaluation", "checkpoint", "sharding")
 FIXED_FIELDS = ("evaluation.max_examples", "evaluation.hash_seed")  # losses are compared, to know the best
+PATHS = ("data.path", "data.cache_dir", "data.subwords")
 FREE_FIELDS = (
-    "data.path",
-    "data.cache_dir",
-    "data.subwords",
+    *PATHS,
     "optimizer.learning_rate",
     "optimizer.clip_norm",
     "training.num_steps",
@@ -84,6 +83,19 @@ def check_data(workdir: Path, data: Source) -> None:
         )
 
 
+def check_others(config: ConfigDict, data: Source) -> None:
+    """Raises a ValueError, where it differs, unless config and data are those of process 0; paths may be others."""
+    mine = settings.flatten(settings.as_json(config)) | {"the data": data.fingerprint}
+    its = agreement.on_process_0(lambda: mine)
+    differing = sorted(name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
+    differing = [name for name in differing if name not in PATHS]
+    if differing:
+        described = ", ".join(f"{name}={mine.get(name)!r} instead of {its.get(name)!r}" for name in differing)
+        raise ValueError(
+            f"this process has another run than process 0: {described}. Start all alike, on the same data."
+        )
+
+
 def check_assets(workdir: Path, data: Source) -> None:
     """Raises a ValueError if the data come with another vocabulary, or labels, than the run in `workdir` has."""
     for name, content in assets(data).items():
@@ -115,7 +127,8 @@ def claimed(workdir: Path, config: ConfigDict, data: Source) -> Iterator[None]:
                 _check_again(workdir, config)
                 settings.write(workdir / "config.json", config)
                 for name, content in assets(data).items():
-                    (workdir / name).write_bytes(content)
+                    if not (workdir / name).is_file() or (workdir / name).read_bytes() != content:
+                        disk.replace(workdir / name, content)
 
         agreement.on_process_0(claim)
         yield

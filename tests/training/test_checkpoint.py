@@ -30,6 +30,30 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
         assert (checkpoints.best, checkpoints.latest) == (2, 6)
 
 
+def test_losses_that_do_not_rank_leave_the_latest_as_the_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, bits in ((1, 1.0), (2, 2.0)):
+            checkpoints.save(state_of(step), {}, {"step": step}, bits, ranks=False)
+        checkpoints.wait()
+        assert checkpoints.best == 2
+        assert list(checkpoints.metrics(2).values()) == [2.0]  # it is known to be evaluated
+
+
+def test_an_intact_checkpoint_that_was_to_be_deleted_replaces_damaged_ones_that_followed_it(tmp_path, capsys):
+    with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
+        for step in (1, 2, 3):
+            save(checkpoints, step)
+    directory = tmp_path / "checkpoints"
+    (directory / "deleted").mkdir()
+    (directory / "1").rename(directory / "deleted" / "1")
+    (directory / "2").rename(directory / "deleted" / "2")
+    (directory / "3" / "manifest.json").unlink()
+    with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
+        assert checkpoints.steps == [1, 2]
+    assert "checkpoints/3 is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "2", "damaged"]
+
+
 def test_every_nth_step_is_kept_as_well(tmp_path):
     with Checkpoints(tmp_path, keep_latest=1, keep_every_steps=3) as checkpoints:
         for step in range(1, 9):

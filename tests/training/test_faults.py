@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer.training import disk, faults, loop, manifest, metrics
+from reformer.training import damage, disk, faults, loop, manifest, metrics
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.events import EventFile
 from reformer.training.state import TrainState
@@ -86,6 +86,15 @@ def test_a_checkpoint_that_could_not_be_replaced_stays(tmp_path, monkeypatch, wh
         assert checkpoints.steps == [1] and checkpoints.problem(1) is None and not checkpoints.metrics(1)
 
 
+def test_a_save_that_fails_in_the_background_is_noticed_before_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "write", no_space)
+    with pytest.raises(OSError, match="Earlier checkpoints are intact"), Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        for _ in range(600):
+            checkpoints.raise_if_failed()
+            time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_a_save_that_fails_in_the_background_ends_the_run_which_then_continues(config, tmp_path, monkeypatch):
     calls = iter(range(100))
@@ -124,6 +133,13 @@ def test_too_little_space_is_noticed_before_the_first_step(config, tmp_path, mon
         run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     save_one(tmp_path / "run")
+    leftover = tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    (leftover / "half").write_bytes(bytes(1_000_000))
+    assert damage.bytes_of_leftovers(leftover.parent) == 1_000_000
+    disk.check_space(tmp_path, state_of(1), 4, damage.bytes_of_leftovers(leftover.parent))
+    with pytest.raises(OSError, match="4 checkpoints"):
+        disk.check_space(tmp_path, state_of(1), 4)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=10**9))
     disk.check_space(tmp_path, state_of(1), 1000)
 

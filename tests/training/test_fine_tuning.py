@@ -147,6 +147,21 @@ def test_labels_that_mean_something_else_are_refused(make_classifier, tmp_path):
         workdir.check_assets(tmp_path, data)
 
 
+def test_processes_with_other_configs_or_data_are_refused(make_classifier, monkeypatch):
+    config = make_classifier()
+    data = registry.load_data(config, settings.window_length(config))
+    workdir.check_others(config, data)
+    config.optimizer.learning_rate = 0.25
+    of_process_0 = settings.flatten(settings.as_json(config)) | {"the data": "abc", "data.path": "/elsewhere"}
+    monkeypatch.setattr(workdir.agreement, "on_process_0", lambda _: of_process_0)
+    config.optimizer.learning_rate = 0.5
+    message = (
+        r"another run than process 0: optimizer\.learning_rate=0\.5 instead of 0\.25, the data=.* instead of 'abc'"
+    )
+    with pytest.raises(ValueError, match=message):
+        workdir.check_others(config, data)
+
+
 def test_a_part_of_a_model_is_a_place_to_begin():
     shapes = {"generator/head/bias": (1,), "discriminator/stack/kernel": (2, 3), "discriminator/norm/scale": (4,)}
     found = fine_tuning._Found(

@@ -114,6 +114,7 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
         (["--complete=1"], r"--complete and --image are for runs on images"),
         (["--out=."], r"--out=. must be a file in a folder that exists"),
         (["--config.evaluation.hash_seed=1"], r"this has no effect here"),
+        (["--config.data.length=16"], r"this has no effect here"),
         (["--prompt_file=no/such/file"], r"--prompt_file=no.such.file cannot be read \(No such file"),
         (["--checkpoint=9"], r"checkpoint='9' does not exist"),
         (["--out=no/such/folder/x.txt"], r"must be a file in a folder that exists"),

@@ -37,6 +37,19 @@ def test_a_workdir_in_use_is_refused_with_host_and_process_until_the_holder_dies
         assert (tmp_path / lock.NAME).read_text() == f"host {socket.gethostname()}, process {os.getpid()}\n"
 
 
+def test_the_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch, capsys):
+    holder = held_by_another_process(tmp_path)
+    (tmp_path / lock.NAME).write_text("host gone, process 1\n")
+    monkeypatch.setattr(lock, "VANISHED_SECONDS", 0.1)
+    with pytest.raises(OSError, match=r"in use by another run \(host gone, process 1\)"), lock.held(tmp_path):
+        pass
+    assert "is locked (host gone, process 1): waiting" in capsys.readouterr().out
+    monkeypatch.setattr(lock, "VANISHED_SECONDS", 60.0)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: (holder.kill(), holder.wait()))
+    with lock.held(tmp_path):
+        pass
+
+
 def test_a_lock_that_was_released_can_be_taken_again(tmp_path):
     for _ in range(2):
         with lock.held(tmp_path):

@@ -54,6 +54,14 @@ def test_the_manifest_lists_every_file_of_a_checkpoint(written):
     assert manifest.problem(directory) is None
 
 
+def test_only_what_is_asked_for_is_read(written, monkeypatch):
+    read = []
+    monkeypatch.setattr(manifest, "_checksum", lambda path: read.append(path.name) or 0)
+    directory = written / "checkpoints" / "2"
+    manifest.problem(directory, ["metrics"])
+    assert read == [path.name for path in files_of(directory / "metrics")][:1]
+
+
 def places(content):
     """Returns 40 places spread over the content, with the first and the last."""
     return sorted({number * (len(content) - 1) // 39 for number in range(40)})

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +140,17 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     journal.write({"split": "valid", "step": 1, "bits_per_byte": 2.0, "reason": "words are left out"})
     journal.close()
     assert b"valid/bits_per_byte" in b"".join(path.read_bytes() for path in (tmp_path / "events").iterdir())
+
+
+def test_event_files_are_named_in_the_order_of_the_starts_and_lose_nothing_in_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", iter([3e9, *[2e9] * 100]).__next__)  # the clock was set back
+    first = metrics.Journal(tmp_path, resumed_step=0)
+    first.write({"split": "valid", "step": 1, "bits_per_byte": 2.0})
+    (file,) = (tmp_path / "events").iterdir()
+    assert b"valid/bits_per_byte" in file.read_bytes()  # and it was not closed
+    metrics.Journal(tmp_path, resumed_step=1).close()
+    assert sorted((tmp_path / "events").iterdir())[0] == file
+    first.close()
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys):

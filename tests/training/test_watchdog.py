@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reformer.training import watchdog
+from reformer.training import damage, watchdog
 from reformer.training.watchdog import Watchdog
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,11 +51,16 @@ def test_progress_keeps_it_quiet(dog):
 
 
 def test_a_long_save_that_grows_keeps_it_quiet_and_one_that_does_not_is_reported(dog, tmp_path):
-    dog.begin("saving", sign=lambda: watchdog.bytes_below(tmp_path))
+    dog.begin("saving", sign=lambda: damage.bytes_below(tmp_path))
     for number in range(20):
         (tmp_path / str(number)).write_text("x")
         time.sleep(0.05)
     assert not dog.said
+    assert dog.fired.wait(30)
+
+
+def test_a_sign_that_hangs_does_not_keep_it_quiet(dog):
+    dog.begin("saving", sign=threading.Event().wait)
     assert dog.fired.wait(30)
 
 
@@ -80,8 +85,8 @@ def test_bytes_below_a_directory_are_those_of_all_its_files(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(b"12345")
     (tmp_path / "c").write_bytes(b"12")
-    assert watchdog.bytes_below(tmp_path) == 7
-    assert watchdog.bytes_below(tmp_path / "absent") == 0
+    assert damage.bytes_below(tmp_path) == 7
+    assert damage.bytes_below(tmp_path / "absent") == 0
 
 
 def test_a_process_that_hangs_ends_with_a_message_its_stack_and_a_code_of_its_own():
