@@ -56,7 +56,7 @@ $(VENV)/train.stamp: requirements.txt
 	touch $@
 
 $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/train.stamp
-	$(VENV)/bin/pip install --quiet --upgrade -r requirements-dev.txt
+	$(VENV)/bin/pip install --quiet --upgrade -r requirements.txt -r requirements-dev.txt
 	touch $@
 
 $(PEERS)/peers.stamp: benchmarks/requirements-peers.txt requirements.txt
@@ -67,7 +67,7 @@ $(PEERS)/peers.stamp: benchmarks/requirements-peers.txt requirements.txt
 $(JAX011)/dev.stamp: requirements.txt requirements-dev.txt
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "Python 3.12 or later is needed; run: make PYTHON312=/path/to/python3.12 test-jax011")'
 	$(PYTHON312) -m venv $(JAX011)
-	$(JAX011)/bin/pip install --quiet --upgrade -r requirements-dev.txt
+	$(JAX011)/bin/pip install --quiet --upgrade -r requirements.txt -r requirements-dev.txt
 	touch $@
 
 clean:

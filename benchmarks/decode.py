@@ -20,7 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as eval_program
 from benchmarks import record, train_step
-from reformer import ReformerConfig, ReformerLM, decoding, num_buckets
+from reformer import ReformerConfig, ReformerLM, decoding
+from reformer.layers.attention import fix_num_buckets
 from reformer.training import batches, checkpoint
 
 PATTERNS = {"local+lsh": ("local", "lsh"), "full": ("full",)}
@@ -103,7 +104,7 @@ def cached_log_probabilities(config: ReformerConfig, variables, tokens, rotation
 
 def measure_agreement(config: ReformerConfig, variables, tokens) -> tuple[dict, np.ndarray]:
     """Compares cached logits along `tokens` with recomputed ones, and those with themselves under other rotations."""
-    fixed = dataclasses.replace(config, num_buckets=num_buckets(config.max_length, config))
+    fixed = fix_num_buckets(config, config.max_length)
     rotations, others = (decoding.draw_rotations(config, jax.random.key(seed)) for seed in (1, 2))
 
     @jax.jit

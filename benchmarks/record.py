@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -39,7 +39,10 @@ def provenance() -> dict[str, Any]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Returns the versions of installed packages."""
-    return {package: version(package) for package in packages}
+    try:
+        return {package: version(package) for package in packages}
+    except PackageNotFoundError as error:
+        sys.exit(f"error: {error}. The comparisons need benchmarks/requirements-peers.txt: make bench-peers.")
 
 
 def append(name: str, record: dict[str, Any]) -> None:

@@ -111,8 +111,8 @@ def training_group() -> ConfigDict:
     group.batch_size = 8  # examples per update, over all devices and micro-batches
     group.accumulation_steps = 1  # micro-batches per update, one after the other: less memory, same result
     group.log_every_steps = 10  # steps between two records of the training loss
-    # Workdir of a run, or folder of a Hugging Face model, whose parameters are taken where path and shape are the same;
-    # 'DIR:PART' = those of a part, such as the discriminator; '' = all are random.
+    # Workdir of a run, or folder of a Hugging Face model, whose parameters are taken where the shape is the same
+    # and the path, or in the stack the depth; 'DIR:PART' = those of a part, such as the discriminator; '' = all random.
     group.init_from = ""
     # Regular expressions that match whole names of a parameter's path: what they match is not trained, such as
     # ('embeddings', 'stack').

@@ -23,7 +23,8 @@ def load(workdir):
       The model's `ReformerConfig` and its variables, of the best checkpoint.
 
     Raises:
-      OSError: there is no checkpoint, or it is damaged.
+      ValueError: the directory is not that of a run, or has no checkpoint yet.
+      OSError: its checkpoints are damaged.
     """
     from reformer.training import checkpoint  # a model alone does not need the training libraries
 

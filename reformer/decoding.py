@@ -3,8 +3,9 @@
 The prompts go through the model once; every layer keeps what it needs of them (`ops.cache`). From then on a token costs
 one pass of a single token, whose time does not depend on what came before it unless there are full attention layers.
 
-Full and local attention compute exactly what the whole forward pass computes. LSH attention cannot: there, tokens that
-come later move the sort. The number of buckets, `config.num_buckets` or that of `max_length`, and the rotations are the
+Full and local attention compute exactly what the whole forward pass computes, but for Hugging Face's windows of more
+chunks than the sequence has: those wrap around and count keys twice. LSH attention cannot: there, tokens that come
+later move the sort. The number of buckets, `config.num_buckets` or that of `max_length`, and the rotations are the
 same for prompt and continuation.
 """
 
@@ -139,11 +140,6 @@ def check(config: ReformerConfig, prompts: Sequence[Any], num_tokens: int, sampl
     """Raises ValueError, as `generate` does, where a model cannot continue prompts; arguments as there."""
     if not config.causal:
         raise ValueError("causal=False has no next token. Decode with a model of causal=True.")
-    if config.semantics == "huggingface" and "local" in config.attention_pattern and config.local_num_chunks_after:
-        raise ValueError(
-            f"local_num_chunks_after={config.local_num_chunks_after} with semantics='huggingface': the last chunk sees "
-            "the first, which decoding token by token does not. Use local_num_chunks_after=0."
-        )
     if not len(prompts):
         raise ValueError("prompts=[] must hold at least one prompt. Pass a list of arrays of ids.")
     for i, prompt in enumerate(map(np.asarray, prompts)):

@@ -69,13 +69,13 @@ class ReformerEncoderDecoder(nn.Module):
           deterministic: no dropout.
 
         Raises:
-          ValueError: the source is too long, or rotations are wrong or missing.
+          ValueError: the source is empty or too long, or mask or rotations do not fit or are missing.
         """
         longest = self.encoder.config.max_length
-        if source.shape[1] > longest:
+        if not 1 <= source.shape[1] <= longest:
             raise ValueError(
-                f"A source of {source.shape[1]} tokens exceeds max_length={longest}. Raise max_length or shorten the "
-                "source."
+                f"A source of {source.shape[1]} tokens must have from 1 to max_length={longest}. Raise max_length or "
+                "pass another source."
             )
         hidden = self.encoder(source, mask=source_mask, rotations=rotations, deterministic=deterministic)
         return Encoded(hidden, source_mask)

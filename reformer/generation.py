@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from reformer import decoding, sharding
 from reformer.config import ReformerConfig
-from reformer.data import text
+from reformer.data import load, text
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import checkpoint, command_line, evaluation, settings
 
@@ -80,7 +80,8 @@ def prepare(
     command_line.check_seed("--seed", seed)
     stored = settings.read(workdir)
     changes = settings.differences(stored, config)
-    evaluation.check_changes(changes, stored, config, ("model", "data", "sharding"))
+    of_data = ("data",) if load.kind(stored["data"]["name"]) == "images" else ()  # which pictures to complete
+    evaluation.check_changes(changes, stored, config, ("model", "sharding", *of_data))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, wanted)
     sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)

@@ -14,7 +14,7 @@ from reformer.layers.linear import dense
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated, TokenModel
 from reformer.ops.dropout import dropout, fold, rows
-from reformer.ops.losses import cross_entropy
+from reformer.ops.losses import check_targets, cross_entropy
 from reformer.trunk import POOLINGS, Rotations, Streams, Trunk, merge_streams
 
 
@@ -73,6 +73,8 @@ class SequenceClassifier(Trunk):
         """Declares the parts."""
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} must be one of {', '.join(POOLINGS)}.")
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels={self.num_labels} must be at least 1.")
         super().setup()
         self.head_hidden = dense(self.config, self.config.embed_dim)
         self.head = dense(self.config, self.num_labels)
@@ -271,6 +273,7 @@ def label_sums(
 
     `smoothing` is that of `losses.cross_entropy`.
     """
+    check_targets(targets, weights, logits.shape[:-1])
     weights = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
     num_outcomes = logits.shape[-1]
     nats = cross_entropy(logits.reshape(len(logits), -1, num_outcomes), targets.reshape(len(targets), -1), smoothing)

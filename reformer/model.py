@@ -10,7 +10,7 @@ from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
 from reformer.layers.stack import Observer
 from reformer.ops.dropout import dropout, rows
-from reformer.ops.losses import chunked_cross_entropy, chunked_scores
+from reformer.ops.losses import check_targets, chunked_cross_entropy, chunked_scores
 from reformer.sharding import constrain
 from reformer.trunk import Encoded, Rotations, Streams, Trunk, merge_streams
 
@@ -90,8 +90,9 @@ class TokenModel(Trunk):
 
         Args:
           tokens: as in `__call__`.
-          targets: the ids to predict, already shifted.
-          weights: of the targets; None = 1. A target counts with weight times mask.
+          targets: the ids to predict, already shifted. An id that does not exist, such as -100 for a target to be
+            left out, is counted like all others: a compiled loss cannot refuse it, `heads.check_labels` can.
+          weights: of the targets, 0 leaves one out; None = 1. A target counts with weight times mask.
           mask: as in `__call__`.
           rotations: as in `__call__`.
           encoded: as in `__call__`.
@@ -103,6 +104,7 @@ class TokenModel(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
+        check_targets(targets, weights, tokens.shape)
         streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
@@ -142,6 +144,7 @@ class TokenModel(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
+        check_targets(targets, weights, tokens.shape)
         streams, seen = self.run_and_look(tokens, mask, rotations, look, encoded)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length

@@ -42,13 +42,8 @@ def read_given(paths: Sequence[Path], config: Any, num_validation: int, length: 
 
 
 def _read_picture(path: Path, side: int) -> np.ndarray:
-    try:
-        return np.ravel(image_files.Decoder(side, skip_bad_images=False).decode(f"--image={path}", path))
-    except ValueError as error:
-        reason = str(error.__cause__)
-        raise ValueError(
-            f"--image={path} cannot be used: {reason}. Name a picture of {side}x{side} pixels, as those of the run."
-        ) from error
+    repair = f"Name a picture of {side}x{side} pixels, as those of the run."
+    return np.ravel(image_files.decode_named(f"--image={path}", path, side, repair))
 
 
 def make_prompts(given: Int[np.ndarray, "count length"], batch: int) -> list[Prompt]:

@@ -51,6 +51,7 @@ class Trunk(nn.Module):
         self.stack = stack.stacked_blocks(self.config)
         self.norm = LayerNorm(self.config)
 
+    @nn.nowrap
     def make_embeddings(self) -> nn.Module:
         """The module that `embed` calls; a model whose input is not a row of ids has another one."""
         return Embeddings(self.config)
@@ -82,14 +83,10 @@ class Trunk(nn.Module):
           Both streams after the last layer, and the dropout seed of the head, None = no dropout.
 
         Raises:
-          ValueError: the sequence is empty or too long, rotations are wrong or missing, or what is encoded is.
+          ValueError: the sequence is empty or too long; mask, rotations or what is encoded do not fit or are missing.
         """
         config = self.config
-        length = inputs.shape[1]
-        if not 1 <= length <= config.max_length:
-            raise ValueError(
-                f"length={length} must be from 1 to max_length={config.max_length}. Raise max_length or cut the input."
-            )
+        length = _check_inputs(inputs, mask, config.max_length)
         seed = self._dropout_seed(deterministic)
         inputs, mask = _pad(inputs, mask, padded_length(length, config))
         x = self.embed(inputs)
@@ -253,6 +250,18 @@ def merge_streams(
     return jnp.concatenate(streams, axis=-1)
 
 
+def _check_inputs(inputs, mask, max_length: int) -> int:
+    """Returns the length."""
+    if inputs.ndim < 2 or inputs.shape[1] < 1:
+        raise ValueError(f"inputs of shape {inputs.shape} must be [batch, length, ...] with at least one token.")
+    length = inputs.shape[1]
+    if length > max_length:
+        raise ValueError(f"length={length} exceeds max_length={max_length}. Raise max_length or cut the input.")
+    if mask is not None and (mask.shape != inputs.shape[:2] or mask.dtype != bool):
+        raise ValueError(f"mask {mask.shape} of {mask.dtype} must be [batch, length] = {inputs.shape[:2]} of bool.")
+    return length
+
+
 def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) -> None:
     if (encoded is not None) != config.cross_attention:
         raise ValueError(
@@ -265,6 +274,11 @@ def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) 
         raise ValueError(
             f"encoded.hidden of shape {encoded.hidden.shape} must be [batch={batch}, source, {config.output_dim}]: "
             "embed_dim and merge_streams of the encoder must be those of the decoder."
+        )
+    if encoded.hidden.shape[1] < 1 or (encoded.mask is not None and encoded.mask.shape != encoded.hidden.shape[:2]):
+        raise ValueError(
+            f"encoded.hidden {encoded.hidden.shape} must have at least one source token, and its mask "
+            f"{None if encoded.mask is None else encoded.mask.shape} must be [batch, source]."
         )
 
 

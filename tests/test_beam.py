@@ -166,7 +166,7 @@ def test_lsh_layers_search_too_and_repeat_with_the_same_rotations():
         (SOURCES, {"max_tokens": 33}, {}, "max_tokens=33 exceeds max_length=32 of the decoder. Lower it"),
         ([np.array([5, 9, 2], np.int32)], {}, {}, r"sources\[0\] has an id that is not from 0 to vocab_size - 1 = 8"),
         (SOURCES, {"begin_id": 9}, {}, "begin_id has an id that is not from 0"),
-        (SOURCES, {}, {"padded_length": 33}, "A source of 33 tokens exceeds max_length=32"),
+        (SOURCES, {}, {"padded_length": 33}, "A source of 33 tokens must have from 1 to max_length=32"),
     ],
 )
 def test_what_cannot_be_translated_is_refused(made, sources, changes, options, message):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer import ReformerConfig, ReformerLM, decoding, num_buckets
+from reformer import ReformerConfig, ReformerLM, decoding
 from reformer.decoding import Sampling
+from reformer.layers.attention import fix_num_buckets
 from reformer.ops.hashing import hash_vectors
 from reformer.ops.sampling import keep_top_k, keep_top_p
 from tests import models
@@ -64,7 +65,7 @@ def step_by_step(config, tokens, lengths, num_steps, rotations):
 def assert_steps_equal_the_whole_sequence(config):
     tokens, num_steps = models.tokens(config, batch=3), config.max_length - max(PROMPTS)
     of_model, of_layers = variables(config), rotations(config)
-    fixed = dataclasses.replace(config, num_buckets=num_buckets(config.max_length, config))
+    fixed = fix_num_buckets(config, config.max_length)
     per_layer = None if of_layers is None else list(of_layers)
     whole = jax.jit(lambda tokens: ReformerLM(fixed).apply(of_model, tokens, rotations=per_layer))(tokens)
     expected = np.stack([row[n - 1 : n - 1 + num_steps] for row, n in zip(whole, PROMPTS, strict=True)])
@@ -246,10 +247,6 @@ def test_top_k_of_one_is_the_most_likely_token():
         ({"num_tokens": 47}, "prompt of 3 tokens and num_tokens=47 exceed max_length=48"),
         ({"tokens_at_once": 0}, "tokens_at_once=0 must be at least 1"),
         ({"config": make(causal=False)}, "causal=False has no next token"),
-        (
-            {"config": make(semantics="huggingface", attention_pattern=("local",), local_num_chunks_after=1)},
-            "local_num_chunks_after=1 with semantics='huggingface': the last chunk sees the first",
-        ),
         ({"sampling": Sampling(stop_id=50)}, "stop_id=50 is never drawn"),
         ({"sampling": Sampling(num_ids=9, stop_id=9)}, "stop_id=9 is never drawn"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import reformer
-from reformer import ReformerConfig, ReformerLM
+from reformer import ReformerConfig, ReformerLM, trunk
 from tests import models
 
 FIXED_BUCKETS = dataclasses.replace(models.SMALL, max_length=1000, num_buckets=8)
@@ -167,8 +167,17 @@ def test_bfloat16_logits_are_close_to_float32():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: logits(models.SMALL, models.tokens(models.SMALL, 1, 97)), "length=97 must be from 1 to max_length=96"),
-        (lambda: logits(models.SMALL, jnp.zeros((1, 0), jnp.int32)), "length=0 must be from 1 to max_length=96"),
+        (lambda: logits(models.SMALL, models.tokens(models.SMALL, 1, 97)), "length=97 exceeds max_length=96"),
+        (
+            lambda: logits(models.SMALL, jnp.zeros((1, 0), jnp.int32)),
+            r"\(1, 0\) must be \[batch, length, ",
+        ),
+        # below the public functions, whose annotations are checked in tests
+        (lambda: trunk._check_inputs(jnp.zeros(4), None, 96), r"shape \(4,\) must be \[batch, length"),
+        (
+            lambda: trunk._check_inputs(jnp.zeros((2, 4)), jnp.ones((1, 4)), 96),
+            r"mask \(1, 4\) of float32 must be \[batch, length\] = \(2, 4\) of bool",
+        ),
         (lambda: logits(models.SMALL, models.tokens(models.SMALL), rngs=None), "LSH layers need rngs"),
         (
             lambda: logits(LOCAL, models.tokens(LOCAL), rotations=[jnp.zeros((2, 8, 2, 4))]),
@@ -205,6 +214,7 @@ def test_errors_name_value_and_repair(call, message):
         ({"num_heads": 2.5}, "num_heads=2.5 must be an integer"),
         ({"causal": 1}, "causal=1 must be True or False"),
         ({"semantics": "huggingface", "lsh_within_bucket": True}, "do not exist under semantics='huggingface'"),
+        ({"semantics": "huggingface", "local_num_chunks_after": 1}, "local_num_chunks_after=1 with causal=True"),
     ],
 )
 def test_an_invalid_config_is_refused_with_a_repair(fields, message):

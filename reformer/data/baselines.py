@@ -22,7 +22,7 @@ def order_n_bits_per_byte(train: UInt8[np.ndarray, " train"], valid: UInt8[np.nd
     Args:
         train: bytes that are counted.
         valid: bytes that are scored, each once.
-        order: 0, 1 or 2; the table has 256 ** (order + 1) entries (64 MB for order 2).
+        order: 0, 1 or 2; the table has 256 ** (order + 1) entries (128 MB for order 2).
 
     Returns:
         Bits per byte.

@@ -41,7 +41,7 @@ def decode(file: File, side: int) -> UInt8[np.ndarray, "side side 3"]:
 
     Raises:
         ValueError: it has another size than `side` by `side`, or more than 8 bits per value.
-        OSError: it is truncated or no image. Pillow raises others too; `Decoder` knows them.
+        OSError: it is truncated or no image. Pillow raises others too; `decode_named` knows them.
     """
     with Image.open(file) as image:
         if image.size != (side, side):
@@ -49,6 +49,19 @@ def decode(file: File, side: int) -> UInt8[np.ndarray, "side side 3"]:
         if image.mode[0] in "IF":
             raise ValueError(f"its values have more than 8 bits (mode {image.mode})")
         return np.asarray(image.convert("RGB"))
+
+
+def decode_named(name: str, file: File, side: int, repair: str) -> UInt8[np.ndarray, "side side 3"]:
+    """Pixels of an encoded image, as `decode`.
+
+    Raises:
+        ValueError: the image is bad; `name` says which, and `repair` what to do.
+    """
+    try:
+        return decode(file, side)
+    except _UNREADABLE as error:
+        reason = "it is no image that Pillow reads" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} cannot be used: {reason}. {repair}") from error
 
 
 @dataclasses.dataclass
@@ -73,15 +86,15 @@ class Decoder:
         Raises:
             ValueError: the image is bad and bad ones are not left out.
         """
+        repair = (
+            "Repair or remove it; or leave such images out by --config.data.skip_bad_images=True; or choose another "
+            f"size by {self.size_field}."
+        )
         try:
-            return decode(file, self.side)
-        except _UNREADABLE as error:
+            return decode_named(name, file, self.side, repair)
+        except ValueError:
             if not self.skip_bad_images:
-                reason = "it is no image that Pillow reads" if isinstance(error, UnidentifiedImageError) else error
-                raise ValueError(
-                    f"{name} cannot be used: {reason}. Repair or remove it; or leave such images out by "
-                    f"--config.data.skip_bad_images=True; or choose another size by {self.size_field}."
-                ) from error
+                raise
         self.num_skipped += 1
         return None
 

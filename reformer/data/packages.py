@@ -107,7 +107,7 @@ class PackageData:
         del split, length, max_examples
         return {"guessing": math.log2(len(self.labels))}
 
-    @functools.cache  # noqa: B019  # lives as long as the data
+    @functools.cache  # noqa: B019  # keeps the data, which a program reads once
     def _windows(self, split: str, length: int) -> list[tuple[int, int]]:
         """Label and first byte of every window."""
         windows: list[tuple[int, int]] = []

@@ -167,7 +167,7 @@ class PairData:
         scored = np.concatenate([self.example(split, int(i), length).targets for i in indices])
         return {"order-0 counts": float(-np.log2(counts[scored] / counts.sum()).mean())}
 
-    @functools.cache  # noqa: B019  # lives as long as the data
+    @functools.cache  # noqa: B019  # keeps the data, which a program reads once
     def _documents(self, split: str, length: int) -> list[np.ndarray] | Int[np.ndarray, "pairs 1"]:
         """Numbers of the pairs of each document of a split, in order; what fits nowhere is in none."""
         left = np.flatnonzero(self.fits(split, length))

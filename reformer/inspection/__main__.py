@@ -16,7 +16,7 @@ from reformer.config import ReformerConfig
 from reformer.data import load, source, text
 from reformer.inspection import measure, pictures, story
 from reformer.layers.attention import fix_num_buckets
-from reformer.training import checkpoint, command_line, distributed, settings
+from reformer.training import checkpoint, command_line, settings
 
 _SYMBOLS = {ord("\n"): "↵", ord(" "): "␣", ord("\t"): "⇥", text.BEGIN_ID: "▸"}
 
@@ -37,8 +37,9 @@ class Request:
 
 def parse(arguments: Sequence[str]) -> Request:
     """Returns the checked request that the command line describes."""
-    known = _parser().parse_args(arguments)
-    distributed.refuse(known.num_processes)
+    known, unknown = _parser().parse(arguments)
+    if unknown:
+        raise ValueError(f"{' '.join(unknown)}: there is no such flag, and no overrides here. See --help.")
     workdir, stored = Path(known.workdir), settings.read(Path(known.workdir))
     settings.check_language_model(workdir, stored)
     config = fix_num_buckets(settings.model_config(stored), settings.window_length(stored))
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Request:
 
 
 def _parser() -> command_line.Parser:
-    parser = command_line.Parser("Looks inside the attention of a trained model, on one input.")
+    parser = command_line.Parser("Looks inside the attention of a trained model, on one input.", may_be_many=False)
     parser.epilog = None  # there are no overrides
     parser.add_argument("--workdir", required=True, help="directory that was given to train.py")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
@@ -83,7 +84,10 @@ def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.nd
         return _first_example(stored, length)[:length]
     if not _is_text(stored):
         raise ValueError(f"data.name={stored['data']['name']!r} is not text. Leave out --text and --file.")
-    given = Path(known.file).read_bytes() if known.text is None else known.text.encode()
+    try:
+        given = Path(known.file).read_bytes() if known.text is None else known.text.encode()
+    except OSError as error:
+        raise ValueError(f"--file={known.file} cannot be read ({error.strerror}).") from error
     if not given:
         raise ValueError("The input is empty. Give at least one byte.")
     return np.concatenate([np.array([text.BEGIN_ID], np.int32), text.encode(given)])[:length]

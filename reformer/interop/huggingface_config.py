@@ -171,7 +171,7 @@ def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:
 
 
 def fields_from_config(config: ReformerConfig, architecture: str) -> dict[str, Any]:
-    """Translates `config` into the fields of a `config.json`, the inverse of `config_from_fields`.
+    """Translates `config` into the fields of a `config.json`; `config_from_fields` inverts it but for chunk lengths.
 
     Args:
         config: The model's.
@@ -192,7 +192,7 @@ def fields_from_config(config: ReformerConfig, architecture: str) -> dict[str, A
         "max_position_embeddings": config.max_length,
         "local_attention_probs_dropout_prob": config.attention_weights_dropout_rate("local"),
         "lsh_attention_probs_dropout_prob": config.attention_weights_dropout_rate("lsh"),
-        "chunk_size_feed_forward": 0,  # theirs takes only multiples of it, and writes token by token
+        "chunk_size_feed_forward": 0,  # theirs takes only multiples of it, so no prompts
         "chunk_size_lm_head": 0,
         "axial_pos_embds": config.position_embedding == "axial",
         "tie_word_embeddings": False,
@@ -269,7 +269,3 @@ def _check_is_expressible(config: ReformerConfig) -> None:
         raise ValueError("share_query_key=True: Hugging Face's local attention has separate queries and keys.")
     if config.position_embedding == "sinusoidal":
         raise ValueError("position_embedding='sinusoidal': Hugging Face has only 'axial' and 'learned' positions.")
-    for kind in set(config.attention_pattern):
-        name = f"{kind}_num_chunks_after"
-        if config.causal and getattr(config, name):
-            raise ValueError(f"{name}={getattr(config, name)} with causal=True: Hugging Face requires 0. Set it to 0.")

@@ -48,7 +48,12 @@ def num_buckets(length: int, config: ReformerConfig) -> tuple[int, ...]:
 
 
 def fix_num_buckets(config: ReformerConfig, length: int) -> ReformerConfig:
-    """Returns `config` with the buckets of `length` tokens for sequences of every length."""
+    """Returns `config` with the buckets of `length` tokens for sequences of every length.
+
+    Args:
+      config: the model's; its own `num_buckets` stays, if it has one.
+      length: tokens, such as those of a training window.
+    """
     return dataclasses.replace(config, num_buckets=num_buckets(length, config))
 
 

@@ -179,7 +179,7 @@ def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: 
     Returns:
       Arrays [batch, heads, rounds, length].
     """
-    factors = num_buckets if isinstance(num_buckets, tuple) else (num_buckets,)
+    factors = (num_buckets,) if isinstance(num_buckets, int) else tuple(num_buckets)
     buckets = hashing.hash_vectors(query_key, rotations, factors, mask)
     permutation = sort_by_bucket(buckets, math.prod(factors) + (mask is not None))
     return Order(permutation, buckets if keep_buckets else None)
@@ -188,23 +188,28 @@ def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: 
 def _check(arrays: Arrays, mask, rule: Rule, chunk_length: int = 1) -> None:
     """Raises ValueError where a public function was called with what it cannot compute."""
     shapes = {name: x.shape for name, x in arrays._asdict().items() if x is not None}
-    if len({shape[:3] for shape in shapes.values()}) > 1 or shapes.get("key", shapes["query"])[3] != shapes["query"][3]:
+    query, key = shapes["query"], shapes.get("key", shapes["query"])
+    for name, shape in shapes.items():
+        if len(shape) != 4 or not jnp.issubdtype(getattr(arrays, name).dtype, jnp.floating):
+            dtype = getattr(arrays, name).dtype
+            raise ValueError(f"{name} {shape} of {dtype} must be [batch, length, heads, head_dim] of a float type.")
+    if len({shape[:3] for shape in shapes.values()}) > 1 or key[3] != query[3]:
         described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
             f"{described}: batch, length and heads must be the same in all, and head_dim in query and key. Repeat "
             "heads that several query heads share."
         )
-    if mask is not None and mask.shape != shapes["query"][:2]:
-        raise ValueError(f"mask {mask.shape} must be [batch, length] = {shapes['query'][:2]}.")
+    if mask is not None and (mask.shape != query[:2] or mask.dtype != bool):
+        raise ValueError(f"mask {mask.shape} of {mask.dtype} must be [batch, length] = {query[:2]} of bool.")
     if len({x.dtype for x in jax.tree.leaves(arrays)}) > 1:
         raise ValueError(f"{arrays.query.dtype=} and {arrays.value.dtype=}, and that of the key, must be equal.")
     if rule.semantics not in SCORE_FILLS:
         raise ValueError(f"semantics={rule.semantics!r} must be one of {', '.join(SCORE_FILLS)}.")
-    sizes = {"length": arrays.query.shape[1], "chunk_length": chunk_length}
-    sizes |= {"num_chunks_before + 1": rule.before + 1, "num_chunks_after + 1": rule.after + 1}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1.")
+    sizes = {"length": (query[1], 1), "chunk_length": (chunk_length, 1)}
+    sizes |= {"num_chunks_before": (rule.before, 0), "num_chunks_after": (rule.after, 0)}
+    for name, (size, least) in sizes.items():
+        if not isinstance(size, int) or size < least:
+            raise ValueError(f"{name}={size} must be an integer of at least {least}.")
     if not 0 <= rule.dropout_rate < 1:
         raise ValueError(f"dropout_rate={rule.dropout_rate} must be at least 0 and below 1.")
 

@@ -77,7 +77,7 @@ def hash_vectors(
         return _combine(projected, factors)
 
     projections_per_token = vectors.shape[0] * vectors.shape[1] * rotations.shape[2] * rotations.shape[3]
-    most = max(1, min(_MOST_TOKENS, _MOST_PROJECTIONS // projections_per_token))
+    most = max(1, min(_MOST_TOKENS, _MOST_PROJECTIONS // max(1, projections_per_token)))
     chunk_length = 2 ** (most.bit_length() - 1)  # which divides the usual lengths
     buckets = map_chunks(hash_chunk, jax.lax.stop_gradient(vectors), chunk_length, in_axis=2, out_axis=3)
     if mask is not None:

@@ -12,6 +12,13 @@ from reformer.ops.dropout import rows
 from reformer.ops.lengthwise import scan_length
 
 
+def check_targets(targets, weights, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError unless targets, and weights if there are any, have a shape: others would be broadcast."""
+    for name, x in (("targets", targets), ("weights", weights)):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} of shape {x.shape} must have the shape {shape}, one for each prediction.")
+
+
 def cross_entropy(
     logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"], smoothing: float = 0.0
 ) -> Float[Array, "batch length"]:

@@ -77,7 +77,7 @@ def test_text_and_files_are_inputs_behind_the_begin_id(workdir, tmp_path):
         (["--num_processes=2"], "--num_processes=2: this program runs in one process."),
         (["--workdir=/nothing/here"], "is not the workdir of a training run"),
         (["--out={workdir}/words.txt"], "words.txt is a file. Name a directory."),
-        (["--config.model.num_hashes=2"], "unrecognized arguments"),
+        (["--config.model.num_hashes=2"], "there is no such flag, and no overrides here"),
     ],
 )
 def test_bad_input_ends_with_code_1_in_one_sentence_and_writes_nothing(arguments, message, workdir, capsys):

@@ -138,8 +138,8 @@ def test_a_row_of_nothing_but_padding_is_finite_and_has_no_gradient(kind, shared
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"chunk_length": 0}, "chunk_length=0 must be at least 1"),
-        ({"num_chunks_before": -1}, "num_chunks_before . 1=0 must be at least 1"),
+        ({"chunk_length": 0}, "chunk_length=0 must be an integer of at least 1"),
+        ({"num_chunks_before": -1}, "num_chunks_before=-1 must be an integer of at least 0"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0 must be at least 0 and below 1"),
         ({"semantics": "trax"}, "semantics='trax' must be one of"),
     ],
@@ -161,7 +161,7 @@ def test_options_that_make_no_sense_are_refused(changes, message):
         ),
         ((1, 8, 2, 4), (1, 6, 2, 4), None, r"value \(1, 6, 2, 4\): batch, length and heads"),
         ((1, 8, 2, 3), (1, 8, 2, 4), None, "head_dim in query and key"),
-        (None, (1, 8, 2, 4), (1, 7), r"mask \(1, 7\) must be \[batch, length\] = \(1, 8\)"),
+        (None, (1, 8, 2, 4), (1, 7), r"mask \(1, 7\) of float32 must be \[batch, length\] = \(1, 8\) of bool"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(key, value, mask, message):

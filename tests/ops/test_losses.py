@@ -154,3 +154,11 @@ def test_the_logits_of_all_tokens_never_exist_at_once():
     gradient = jax.jit(jax.grad(lambda *x: _chunked(chunk_length, targets, weights)(*x)[0], argnums=(0, 1)))
     compiled = gradient.lower((kernel, bias), hidden).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < length * vocab * 4 / 8
+
+
+def test_targets_and_weights_of_another_shape_are_refused():
+    losses.check_targets(jnp.zeros((2, 3)), None, (2, 3))
+    with pytest.raises(ValueError, match=r"targets of shape \(4, 1\) must have the shape \(4,\)"):
+        losses.check_targets(jnp.zeros((4, 1)), None, (4,))
+    with pytest.raises(ValueError, match=r"weights of shape \(1, 8\) must have the shape \(4, 8\)"):
+        losses.check_targets(jnp.zeros((4, 8)), jnp.ones((1, 8)), (4, 8))
