@@ -208,3 +208,19 @@ def test_a_disk_that_fills_up_ends_the_program_with_one_sentence_and_the_same_co
     assert result.returncode == 0, result.stderr
     assert "continuing after step" in result.stdout
     assert json.loads(result.stdout.splitlines()[-1])["step"] == 300
+
+
+def test_a_file_system_that_cannot_sync_is_used_all_the_same(tmp_path, monkeypatch):
+    def fsync(code):
+        def raises(_):
+            raise OSError(code, os.strerror(code))
+
+        return raises
+
+    monkeypatch.setattr(disk.os, "fsync", fsync(errno.EINVAL))
+    disk.replace(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    monkeypatch.setattr(disk.os, "fsync", fsync(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        disk.replace(tmp_path / "file", b"other")
+    assert (tmp_path / "file").read_bytes() == b"content"
