@@ -54,7 +54,7 @@ def test_reversible_gradients_of_other_models_equal_ordinary_autodiff_with_dropo
 @pytest.mark.slow
 def test_float32_gradients_survive_rebuilt_activations():
     # With ReLU it is up to 1e-3: a hidden unit near zero may change sign on a rebuilt input.
-    assert models.worst_gradient_error(DEEP, num_keys=5) < 3e-5
+    assert models.worst_gradient_error(DEEP, num_keys=2) < 3e-5
 
 
 @pytest.mark.slow
