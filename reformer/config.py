@@ -257,13 +257,14 @@ def _problems_of_combinations(config: ReformerConfig) -> Iterator[str]:
             "lsh_within_bucket and lsh_correct_duplicates do not exist under semantics='huggingface'. "
             "Set them to False or use semantics='reformer'."
         )
-    for kind in sorted(set(config.attention_pattern) & {"local", "lsh"}):
-        name = f"{kind}_num_chunks_after"
-        if config.semantics == "huggingface" and config.causal and getattr(config, name):
-            yield (
-                f"{name}={getattr(config, name)} with causal=True and semantics='huggingface': the last chunk "
-                "would see the first. Use 0, as Hugging Face requires."
-            )
+    if config.semantics == "huggingface" and config.causal:
+        for kind in sorted(set(config.attention_pattern) - {"full"}):
+            name = f"{kind}_num_chunks_after"
+            if getattr(config, name):
+                yield (
+                    f"{name}={getattr(config, name)} with causal=True and semantics='huggingface': the last chunk "
+                    "would see the first. Use 0, as Hugging Face requires."
+                )
     if config.semantics == "huggingface" and (config.cross_attention or config.merge_streams != "concatenate"):
         yield (
             "cross_attention and merge_streams='average' do not exist under semantics='huggingface'. "

@@ -15,6 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from reformer.config import is_integer
 from reformer.training import distributed, memory, settings
 
 _OUT_OF_MEMORY = (
@@ -79,7 +80,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 def check_seed(name: str, seed: int) -> None:
     """Raises a ValueError for a seed of a flag that is no int32: JAX would fail, or take it for another."""
-    if not 0 <= seed < 2**31:
+    if not is_integer(seed, 0):
         raise ValueError(f"{name}={seed} must be from 0 to 2147483647.")
 
 
@@ -115,7 +116,7 @@ def load_config(path_and_preset: str) -> ConfigDict:
         config = get_config(preset) if takes_preset else None
     except Exception as error:  # the file may hold anything
         raise ValueError(f"--config={path_and_preset}: {_message(error)}{_where(error, path)}") from error
-    if get_config is None or not takes_preset:
+    if not takes_preset:
         raise ValueError(f"--config={path}: this file has no function get_config(preset). See configs/stdlib.py.")
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={path}: get_config({preset!r}) returned {config!r}, not a ConfigDict.")

@@ -96,8 +96,8 @@ def train(run: Run) -> dict[str, Any]:
         profiler = profiling.Profiler(run.profile_steps, run.workdir / "profile", progress.say)
         stack.enter_context(contextlib.closing(profiler))
         trained, _ = frozen.split(train_state.params, run.config.training.frozen)
-        guard = Guard(run.data.unit, parameter_names(trained), run.config.training.max_skipped_updates)
-        guard.num_skipped = checkpoints.meta(first_step).get(NUM_SKIPPED, 0) if first_step else 0
+        num_skipped = checkpoints.meta(first_step).get(NUM_SKIPPED, 0) if first_step else 0
+        guard = Guard(run.data.unit, parameter_names(trained), run.config.training.max_skipped_updates, num_skipped)
         machinery = Machinery(iterator, checkpoints, journal, progress, profiler, guard, watchdog, stopper)
         progress.say(_introduction(run, train_state))
         stopper.check(first_step)

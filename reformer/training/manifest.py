@@ -24,14 +24,14 @@ _BLOCK_BYTES = 2**22
 
 def write(directory: Path) -> None:
     """Writes the manifest of all files in `directory`, whole or not at all; they are on the disk before it is."""
+    paths = [path for path in sorted(directory.rglob("*")) if path != directory / NAME]
+    for path in paths:
+        disk.sync(path)
     files = {
-        path.relative_to(directory).as_posix(): [path.stat().st_size, _synced_checksum(path)]
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path != directory / NAME
+        path.relative_to(directory).as_posix(): [path.stat().st_size, _checksum(path)]
+        for path in paths
+        if path.is_file()
     }
-    for path in directory.rglob("*"):
-        if path.is_dir():
-            disk.sync(path)
     disk.replace(directory / NAME, json.dumps({"files": files}, indent=1).encode())
 
 
@@ -69,11 +69,6 @@ def _problem_of_file(path: Path, size: int, checksum: int | None) -> str | None:
         return "has other contents" if checksum is not None and _checksum(path) != checksum else None
     except (OSError, ValueError) as error:  # ValueError: a damaged name that no path can have
         return f"cannot be read ({error})"
-
-
-def _synced_checksum(path: Path) -> int:
-    disk.sync(path)
-    return _checksum(path)
 
 
 def _checksum(path: Path) -> int:

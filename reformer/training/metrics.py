@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import jax
 
-from reformer.training import distributed, memory
+from reformer.training import disk, distributed, memory
 from reformer.training.guards import Guard
 from reformer.training.progress import Progress
 
@@ -51,9 +50,7 @@ class Journal:
         last_scores = resumed_step if is_evaluated else resumed_step - 1
         last_step = {"valid": last_scores, "lsh": last_scores}
         kept = [r for r in read_records(path) if r["step"] <= last_step.get(r["split"], resumed_step)]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(temporary, path)
+        disk.replace(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self._file = path.open("a")
         self._events = EventFile(workdir / "events", purge_step=resumed_step + 1)
 
