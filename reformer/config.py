@@ -46,6 +46,7 @@ class ReformerConfig:
     local_num_chunks_before: int = 1
     local_num_chunks_after: int = 0
     share_query_key: bool = False  # full and local attention with the LSH layers' projection and rules
+    look_ahead: bool | None = None  # a shared projection's key gives the *next* token's value; None = if causal
     cross_attention: bool = False  # each layer also attends to a context: the decoder of an encoder-decoder
     attention_implementation: str = "plain"  # 'pallas' = local and LSH attention by a fused GPU kernel
 
@@ -91,6 +92,12 @@ class ReformerConfig:
     def num_lsh_layers(self) -> int:
         """Number of LSH layers over the whole depth."""
         return self.num_blocks * self.attention_pattern.count("lsh")
+
+    @property
+    def looks_ahead(self) -> bool:
+        """`look_ahead`, or what is used when it is None: nobody has a later token to look at but a causal model."""
+        is_possible = self.causal and self.semantics == "reformer"
+        return is_possible if self.look_ahead is None else self.look_ahead
 
     @property
     def output_dim(self) -> int:
@@ -160,6 +167,7 @@ _BOOLEANS = (
     "cross_attention",
     "reversible",
 )
+_OPTIONAL_BOOLEANS = ("look_ahead",)
 _RATES = ("dropout_rate", "attention_dropout_rate", "lsh_attention_dropout_rate", "label_smoothing")
 _MAY_BE_NONE = ("attention_dropout_rate", "lsh_attention_dropout_rate")
 _CHUNKS = ("mlp_chunk_length", "loss_chunk_length")
@@ -197,6 +205,9 @@ def _problems_of_types(config: ReformerConfig) -> Iterator[str]:
     for name in _BOOLEANS:
         if not isinstance(getattr(config, name), bool):
             yield f"{name}={getattr(config, name)!r} must be True or False."
+    for name in _OPTIONAL_BOOLEANS:
+        if not isinstance(getattr(config, name), bool | None):
+            yield f"{name}={getattr(config, name)!r} must be True, False or None."
     for name in _RATES:
         value = getattr(config, name)
         if not (value is None and name in _MAY_BE_NONE) and not (is_number(value) and 0 <= value < 1):
@@ -265,6 +276,11 @@ def _problems_of_combinations(config: ReformerConfig) -> Iterator[str]:
                     f"{name}={getattr(config, name)} with causal=True and semantics='huggingface': the last chunk "
                     "would see the first. Use 0, as Hugging Face requires."
                 )
+    if config.look_ahead and not (config.causal and config.semantics == "reformer"):
+        yield (
+            f"look_ahead=True needs causal=True and semantics='reformer'; found causal={config.causal} and "
+            f"semantics={config.semantics!r}. Use look_ahead=None, which looks ahead where that is possible."
+        )
     if config.semantics == "huggingface" and (config.cross_attention or config.merge_streams != "concatenate"):
         yield (
             "cross_attention and merge_streams='average' do not exist under semantics='huggingface'. "

@@ -71,10 +71,16 @@ def is_shared(config: ReformerConfig, kind: str) -> bool:
     return kind == "lsh" or config.share_query_key
 
 
+def make_rule(config: ReformerConfig, kind: str, dropout_rate: float = 0.0, before: int = 0, after: int = 0) -> Rule:
+    """Who attends to whom in a layer of `kind`, whose queries see chunks from `before` before to `after` after."""
+    shared = is_shared(config, kind)
+    looks_ahead = shared and config.looks_ahead
+    return Rule(config.causal, shared, dropout_rate, config.semantics, before, after, looks_ahead)
+
+
 def plan_attention(config: ReformerConfig, kind: str, length: int, has_dropout: bool) -> Plan:
     """The static plan of a layer of `kind` for `length` tokens."""
     rate = config.attention_weights_dropout_rate(kind) if has_dropout else 0.0
-    shared = is_shared(config, kind)
     if kind == "lsh":
         chunk_length, before, after = config.lsh_chunk_length, config.lsh_num_chunks_before, config.lsh_num_chunks_after
     else:
@@ -84,8 +90,8 @@ def plan_attention(config: ReformerConfig, kind: str, length: int, has_dropout: 
             config.local_num_chunks_after,
         )
     if kind == "full" or falls_back_to_full(config, length, chunk_length):
-        return full_plan(length, config.causal, shared, rate, config.semantics)
-    rule = Rule(config.causal, shared, rate, config.semantics, before, after)
+        return full_plan(length, make_rule(config, kind, rate))
+    rule = make_rule(config, kind, rate, before, after)
     correct_duplicates = kind == "lsh" and config.lsh_correct_duplicates
     return chunked_plan(length, chunk_length, rule, correct_duplicates, config.attention_implementation)
 

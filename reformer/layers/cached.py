@@ -7,13 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ReformerConfig
-from reformer.layers.attention import SelfAttention, is_shared, num_buckets
+from reformer.layers.attention import SelfAttention, make_rule, num_buckets
 from reformer.layers.cross_attention import CrossAttention, KeysValues
 from reformer.layers.feed_forward import FeedForward
 from reformer.ops import cache as ops
 from reformer.ops.bucket_table import TablePlan, table_plan
 from reformer.ops.cache import Cache, CachePlan
-from reformer.ops.masking import Rule
 from reformer.ops.reversible import next_streams
 
 
@@ -35,7 +34,7 @@ def plan_cache(config: ReformerConfig, kind: str, capacity: int) -> CachePlan:
     Raises:
       ValueError: the model is not causal.
     """
-    rule = Rule(config.causal, is_shared(config, kind), semantics=config.semantics)
+    rule = make_rule(config, kind)
     if kind == "local":
         chunk_length = config.local_chunk_length
         plan = CachePlan(rule, (1 + config.local_num_chunks_before) * chunk_length, chunk_length)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
-from reformer.ops import chunked, chunking, full, fused, hashing
+from reformer.ops import chunked, chunking, full, fused, hashing, look_ahead
 from reformer.ops.dropout import draw_seed, fold
 from reformer.ops.masking import SCORE_FILLS, Rule
 from reformer.ops.plan import Arrays, Context, Order, Plan, chunked_plan, full_plan
@@ -30,6 +30,7 @@ def full_attention(
     *,
     causal: bool = True,
     mask: Bool[Array, "batch length"] | None = None,
+    looks_ahead: bool = False,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
@@ -44,6 +45,8 @@ def full_attention(
       causal: attend to the token itself and earlier ones only.
       mask: True = real token; the others are never attended by another token. A query without any key gets 0, or with
         `key=None` its own value.
+      looks_ahead: a key gives the value of the token after it, which must be real too. A query sees the keys before
+        its own position only, and gets 0 if there is none. Needs `causal`; see `reformer.ops.look_ahead`.
       dropout_rate: of the attention weights.
       dropout_rng: needed for a positive `dropout_rate`.
       semantics: 'reformer', or 'huggingface' for the fill values of their masks.
@@ -54,8 +57,9 @@ def full_attention(
     Raises:
       ValueError: shapes, sizes, types or rates that make no sense; dropout without `dropout_rng`.
     """
-    _check(Arrays(query, key, value), mask, Rule(causal, key is None, dropout_rate, semantics))
-    plan = full_plan(query.shape[1], causal, key is None, dropout_rate, semantics)
+    rule = Rule(causal, key is None, dropout_rate, semantics, looks_ahead=looks_ahead)
+    _check(Arrays(query, key, value), mask, rule)
+    plan = full_plan(query.shape[1], rule)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
 
@@ -70,6 +74,7 @@ def local_attention(
     num_chunks_after: int = 0,
     causal: bool = True,
     mask: Bool[Array, "batch length"] | None = None,
+    looks_ahead: bool = False,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
@@ -86,6 +91,7 @@ def local_attention(
       num_chunks_after: likewise after.
       causal: as in `full_attention`.
       mask: as in `full_attention`.
+      looks_ahead: as in `full_attention`.
       dropout_rate: as in `full_attention`.
       dropout_rng: as in `full_attention`.
       semantics: 'huggingface' makes the windows wrap around and needs a length that is a multiple
@@ -99,7 +105,7 @@ def local_attention(
       ValueError: as `full_attention`; an indivisible length where windows wrap around; options that
         the implementation does not have.
     """
-    rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after)
+    rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after, looks_ahead)
     _check(Arrays(query, key, value), mask, rule, chunk_length)
     plan = chunked_plan(query.shape[1], chunk_length, rule, implementation=implementation)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
@@ -119,6 +125,7 @@ def lsh_attention(
     mask: Bool[Array, "batch length"] | None = None,
     within_bucket: bool = False,
     correct_duplicates: bool = False,
+    looks_ahead: bool = False,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
@@ -146,6 +153,7 @@ def lsh_attention(
       within_bucket: attend only to keys of the query's own bucket (paper, Eq. 2).
       correct_duplicates: count a key that a query sees in N rounds once instead of N times, by
         subtracting log N from its score (paper, appendix A).
+      looks_ahead: a key gives the value of the token after it, as in `full_attention`; no rule of the paper's.
       dropout_rate: of the attention weights.
       dropout_rng: needed for a positive `dropout_rate`.
       semantics: 'huggingface' makes the windows wrap around from round to round, with their fill
@@ -162,7 +170,7 @@ def lsh_attention(
 
     Source: arXiv 2001.04451, section 2, "LSH attention", and appendix A.
     """
-    rule = Rule(causal, True, dropout_rate, semantics, num_chunks_before, num_chunks_after)
+    rule = Rule(causal, True, dropout_rate, semantics, num_chunks_before, num_chunks_after, looks_ahead)
     _check(Arrays(query_key, None, value), mask, rule, chunk_length)
     if semantics == "huggingface" and (within_bucket or correct_duplicates):
         raise ValueError("within_bucket and correct_duplicates do not exist under semantics='huggingface'.")
@@ -212,6 +220,11 @@ def _check(arrays: Arrays, mask, rule: Rule, chunk_length: int = 1) -> None:
             raise ValueError(f"{name}={size} must be an integer of at least {least}.")
     if not 0 <= rule.dropout_rate < 1:
         raise ValueError(f"dropout_rate={rule.dropout_rate} must be at least 0 and below 1.")
+    if rule.looks_ahead and not (rule.causal and rule.semantics == "reformer"):
+        raise ValueError(
+            f"looks_ahead=True needs causal=True and semantics='reformer'; found causal={rule.causal} and "
+            f"semantics={rule.semantics!r}. Values of later tokens are for nobody else."
+        )
 
 
 def dropout_seeds(seed: UInt[Array, ""], batch: int, num_heads: int) -> UInt[Array, "batch heads"]:
@@ -250,9 +263,30 @@ def _module(plan: Plan):
     return fused if plan.is_fused else full if plan.is_full else chunked
 
 
+def _prepare(plan: Plan, arrays: Arrays, context: Context) -> tuple[Arrays, Context]:
+    return look_ahead.prepare(arrays, context) if plan.rule.looks_ahead else (arrays, context)
+
+
+def _undo(plan: Plan, gradients: Arrays) -> Arrays:
+    return look_ahead.undo(gradients) if plan.rule.looks_ahead else gradients
+
+
+def _run_forward(plan: Plan, arrays: Arrays, context: Context):
+    return _module(plan).forward(plan, *_prepare(plan, arrays, context))
+
+
+def _run_backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
+    prepared = _prepare(plan, arrays, context)
+    return _undo(plan, _module(plan).backward(plan, *prepared, out, log_normalizer, out_gradient))
+
+
+def _run_both(plan: Plan, arrays: Arrays, context: Context, out_gradient) -> tuple[Array, Arrays]:
+    out, gradients = _module(plan).forward_and_backward(plan, *_prepare(plan, arrays, context), out_gradient)
+    return out, _undo(plan, gradients)
+
+
 def _forward(plan: Plan, arrays: Arrays, context: Context):
-    run = _module(plan).forward
-    return _map_rows(plan, run, arrays, context)
+    return _map_rows(plan, _run_forward, arrays, context)
 
 
 def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
@@ -262,8 +296,7 @@ def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
 
 def _attend_backward(plan: Plan, saved, out_gradient):
     arrays, context, out, log_normalizer = saved
-    run = _module(plan).backward
-    return _map_rows(plan, run, arrays, context, out, log_normalizer, out_gradient), None
+    return _map_rows(plan, _run_backward, arrays, context, out, log_normalizer, out_gradient), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -278,7 +311,7 @@ def attend_with_gradients(plan: Plan, arrays: Arrays, context: Context, out_grad
     if context.order is not None and context.order.permutation.shape[2] > 1 and not plan.is_fused:
         out, saved = _attend_forward(plan, arrays, context)
         return out, _attend_backward(plan, saved, out_gradient)[0]
-    run = partial(_module(plan).forward_and_backward, plan)
+    run = partial(_run_both, plan)
     flat, restore = _flatten_rows(arrays, context, out_gradient)
     if plan.is_fused:
         return restore(run(*flat))

@@ -6,6 +6,9 @@ layer those of its window, a full layer, whose single chunk is all there is, tho
 keeps the whole sequence too, but reads only the few positions that a table of its buckets names (`bucket_table`), so
 that a token costs the same whatever came before it.
 
+Where values look ahead (`look_ahead`), the value of a new token goes to the slot of the key before it: it is what that
+key has waited for, and its own key waits for the next token.
+
 The caches of all blocks of a stack lie in one array with a leading axis, from which a step reads and into which it
 writes by index: a loop over blocks can carry it without a copy.
 """
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from reformer.ops import block as block_ops
-from reformer.ops import bucket_table
+from reformer.ops import bucket_table, look_ahead
 from reformer.ops.block import Block
 from reformer.ops.bucket_table import TablePlan
 from reformer.ops.chunking import NO_POSITION
@@ -101,12 +104,13 @@ def fill(
     """
     check_plan(plan)
     held = jnp.maximum(_held_positions(lengths - 1, plan.num_slots), 0)
+    value = look_ahead.shift(arrays.value) if plan.rule.looks_ahead else arrays.value
     take = jax.vmap(lambda x, position: jnp.take(x, position, axis=1, mode="clip"))
     key = unit_keys(arrays.query) if arrays.key is None else arrays.key
     members = None
     if plan.table is not None:
         members = bucket_table.fill(plan.table, arrays.query, lengths, rotations)
-    return Cache(take(key, held), take(arrays.value, held), members)
+    return Cache(take(key, held), take(value, held), members)
 
 
 def attend_next(
@@ -158,13 +162,15 @@ def _window(plan: CachePlan, position):
 
 
 def _write(plan: CachePlan, cache: Cache, block, arrays: Arrays, position) -> Cache:
-    row, slot = jnp.arange(len(position)), position % plan.num_slots
+    row = jnp.arange(len(position))
     key = unit_keys(arrays.query) if arrays.key is None else arrays.key
 
-    def put(x, new):
-        return x.at[block, row, :, slot].set(new[:, :, 0], unique_indices=True, mode="promise_in_bounds")
+    def put(x, new, position):
+        at_slot = x.at[block, row, :, position % plan.num_slots]
+        return at_slot.set(new[:, :, 0], unique_indices=True, mode="promise_in_bounds")
 
-    return cache._replace(key=put(cache.key, key), value=put(cache.value, arrays.value))
+    of_value = position - 1 if plan.rule.looks_ahead else position  # that of the first token goes where nobody looks yet
+    return cache._replace(key=put(cache.key, key, position), value=put(cache.value, arrays.value, of_value))
 
 
 def _gather(x, block, seen):

@@ -18,11 +18,13 @@ class Rule(NamedTuple):
 
     Attributes:
       causal: keys up to the query's own position only.
-      shared: query and key share a projection: unit keys, no further scaling, self as a last resort.
+      shared: query and key share a projection: unit keys, no further scaling, self as a last resort if at all.
       dropout_rate: of the attention weights, after the softmax.
       semantics: 'reformer' or 'huggingface', see `SCORE_FILLS`.
       before: chunks before a query's own that it sees, for counting duplicates.
       after: likewise after.
+      looks_ahead: behind a key stands the value of the token after it (`ops.look_ahead`), so that a query sees the
+        keys before its own position only, never its own.
     """
 
     causal: bool
@@ -31,6 +33,12 @@ class Rule(NamedTuple):
     semantics: str = "reformer"
     before: int = 0
     after: int = 0
+    looks_ahead: bool = False
+
+    @property
+    def replaces_self(self) -> bool:
+        """Whether a token attends to itself, but only as a last resort."""
+        return self.shared and not self.looks_ahead
 
 
 class Tokens(NamedTuple):
@@ -66,11 +74,11 @@ def _every_pair(compare, query, key):
 
 
 def allowed(rule: Rule, pairs: Pairs) -> Bool[Array, "c q k"]:
-    """True where the query may attend to the key, the token itself included."""
+    """True where the query may attend to the key, the token itself included unless the rule looks ahead."""
     query, key = pairs.query, pairs.key
     usable = key.position >= 0 if key.mask is None else (key.position >= 0) & key.mask
     if rule.causal:
-        in_reach = _every_pair(jnp.greater_equal, query.position, key.position)
+        in_reach = _every_pair(jnp.greater if rule.looks_ahead else jnp.greater_equal, query.position, key.position)
     else:
         in_reach = jnp.ones_like(query.position, bool)[:, :, None]
     result = in_reach & usable[:, None, :]
@@ -88,7 +96,7 @@ def mask_scores(rule: Rule, pairs: Pairs, scores: Float[Array, "c q k"]) -> Floa
     """Replaces the scores of forbidden pairs and of tokens with themselves, and corrects duplicates."""
     forbidden_fill, self_fill = SCORE_FILLS[rule.semantics]
     scores = jnp.where(allowed(rule, pairs), scores, forbidden_fill)
-    if rule.shared:
+    if rule.replaces_self:
         scores = jnp.where(is_self(pairs), self_fill, scores)
     if pairs.query.chunks is not None:
         scores -= jnp.log(count_meetings(rule, pairs).astype(scores.dtype))
@@ -98,7 +106,7 @@ def mask_scores(rule: Rule, pairs: Pairs, scores: Float[Array, "c q k"]) -> Floa
 def mask_score_gradients(rule: Rule, pairs: Pairs, gradients: Float[Array, "c q k"]) -> Float[Array, "c q k"]:
     """The transpose of `mask_scores`: a replaced score has no gradient."""
     may_attend = allowed(rule, pairs)
-    if rule.shared:
+    if rule.replaces_self:
         may_attend &= ~is_self(pairs)
     return jnp.where(may_attend, gradients, 0)
 

@@ -79,12 +79,12 @@ class Plan(NamedTuple):
         return [name for name, is_asked_for in options.items() if is_asked_for]
 
 
-def full_plan(length: int, causal: bool, shared: bool, dropout_rate: float, semantics: str) -> Plan:
+def full_plan(length: int, rule: Rule) -> Plan:
     """The plan of full attention over `length` tokens."""
     most = full_scores_at_once()
     num_queries = min(length, max(64, most // length))
     cut = chunking.Geometry(num_queries, 0, 0, -(-length // num_queries), 1)
-    return Plan(Rule(causal, shared, dropout_rate, semantics), cut, True, False, max(1, most // length**2))
+    return Plan(rule, cut, is_full=True, rows_at_once=max(1, most // length**2))
 
 
 def chunked_plan(

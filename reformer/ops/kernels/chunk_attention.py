@@ -187,12 +187,15 @@ def _scores(static: _Static, queries: _Queries, keys: _Keys, offset: int):
         scores *= static.head_dim**-0.5
     query_position, key_position = queries.position[...], keys.position[...]
     allowed = (key_position >= 0) & _exists(offset)
-    allowed &= query_position >= (key_position if rule.causal else NO_POSITION)
+    if rule.looks_ahead:
+        allowed &= query_position > key_position
+    else:
+        allowed &= query_position >= (key_position if rule.causal else NO_POSITION)
     if queries.bucket is not None:
         allowed &= queries.bucket[...] == keys.bucket[...]
     forbidden_fill, self_fill = SCORE_FILLS["reformer"]
     scores = jnp.where(allowed, scores, forbidden_fill)
-    if rule.shared and offset == 0:  # nowhere else does a query meet itself
+    if rule.replaces_self and offset == 0:  # nowhere else does a query meet itself
         is_self = query_position == _show(key_position)
         scores, allowed = jnp.where(is_self, self_fill, scores), allowed & ~is_self
     return scores, key, allowed
