@@ -101,7 +101,7 @@ def unit_key(query):
     return query * jax.lax.rsqrt(mean_square + 1e-6) / math.sqrt(query.shape[-1])
 
 
-def attention_weights(query, key, window, *, causal, mask=None, correct_duplicates=False):
+def attention_weights(query, key, window, *, causal, mask=None, correct_duplicates=False, looks_ahead=False):
     """Weights [b, h, r, q, k] of one softmax over the keys of all rounds.
 
     Args:
@@ -111,16 +111,19 @@ def attention_weights(query, key, window, *, causal, mask=None, correct_duplicat
       causal: whether keys after the query are out of reach.
       mask: bool [b, l], False = never attended.
       correct_duplicates: count a key once, however many rounds see it.
+      looks_ahead: keys before the query's own position only, of tokens whose next is real too.
     """
     is_shared, length = key is None, query.shape[1]
     key = unit_key(query) if is_shared else key / math.sqrt(query.shape[-1])
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)[:, :, None]
     reachable = jnp.asarray(window)
     if causal:
-        reachable &= np.tri(length, dtype=bool)[None, None, None]
+        reachable &= np.tri(length, k=-1 if looks_ahead else 0, dtype=bool)[None, None, None]
     if mask is not None:
         reachable &= mask[:, None, None, None, :]
-    if is_shared:
+        if looks_ahead:
+            reachable &= jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))[:, None, None, None, :]
+    if is_shared and not looks_ahead:
         is_self = np.eye(length, dtype=bool)[None, None, None]
         scores = jnp.where(is_self, SELF_SCORE, scores)
         reachable |= is_self
@@ -136,6 +139,8 @@ def attention_weights(query, key, window, *, causal, mask=None, correct_duplicat
 def attention(query, key, value, window, *, dropout_mask=None, dropout_rate=0.0, **options):
     """Dense attention [b, l, h, d]. `dropout_mask` [b, h, r, q, k], True = keep; the rest as in attention_weights."""
     weights = attention_weights(query, key, window, **options)
+    if options.get("looks_ahead"):
+        value = jnp.pad(value[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     if dropout_mask is not None:
         weights = weights * dropout_mask / (1 - dropout_rate)
     return jnp.einsum("bhrqk,bkhd->bqhd", weights, value)

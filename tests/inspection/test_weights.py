@@ -24,9 +24,10 @@ def row(kind, case):
     inputs = make_inputs(case)
     arrays = Arrays(inputs.query, None if case.shared else inputs.key, inputs.value)
     arrays = jax.tree.map(lambda x: x[0, :, 0], arrays)
-    rule = Rule(case.causal, case.shared, 0.0, "reformer", case.before, case.after)
+    window = {"before": case.before, "after": case.after, "looks_ahead": case.looks_ahead}
+    rule = Rule(case.causal, case.shared, **({} if kind == "full" else window))
     if kind == "full":
-        return full_plan(case.length, case.causal, case.shared, 0.0, "reformer"), arrays, Context(), inputs
+        return full_plan(case.length, rule._replace(looks_ahead=case.looks_ahead)), arrays, Context(), inputs
     plan = chunked_plan(case.length, CHUNK, rule, case.correct_duplicates)
     order = None
     if kind == "lsh":
@@ -38,7 +39,7 @@ def row(kind, case):
 
 def dense_weights(kind, case, inputs):
     """Weights of the first head of the first example, summed over rounds."""
-    options = {"causal": case.causal, "correct_duplicates": case.correct_duplicates}
+    options = {"causal": case.causal, "correct_duplicates": case.correct_duplicates, "looks_ahead": case.looks_ahead}
     key = None if case.shared else inputs.key
     attend = jax.jit(partial(references.attention_weights, **options))
     return np.asarray(attend(inputs.query, key, window(kind, case, inputs))[0, 0].sum(0))
@@ -57,6 +58,8 @@ KINDS = [
     ("lsh", Case(dtype="float32", causal=False, after=1, length=37)),
     ("lsh", Case(dtype="float32", within_bucket=True)),
     ("lsh", Case(dtype="float32", correct_duplicates=True)),
+    ("lsh", Case(dtype="float32", looks_ahead=True)),
+    ("full", Case(dtype="float32", rounds=0, looks_ahead=True)),
 ]
 
 

@@ -33,6 +33,7 @@ class Case:
     rounds: int = 2
     within_bucket: bool = False
     correct_duplicates: bool = False
+    looks_ahead: bool = False
     rate: float = 0.0
     dtype: str = "float64"
 
@@ -96,6 +97,7 @@ def lsh(case, inputs):
         mask=inputs.mask,
         within_bucket=case.within_bucket,
         correct_duplicates=case.correct_duplicates,
+        looks_ahead=case.looks_ahead,
         **_dropout_options(case),
     )
 
@@ -109,13 +111,15 @@ def local(case, inputs):
         num_chunks_after=case.after,
         causal=case.causal,
         mask=inputs.mask,
+        looks_ahead=case.looks_ahead,
         **_dropout_options(case),
     )
 
 
 def full(case, inputs):
     """`full_attention` as a function of query, key and value."""
-    return functools.partial(attention.full_attention, causal=case.causal, mask=inputs.mask, **_dropout_options(case))
+    options = dict(causal=case.causal, mask=inputs.mask, looks_ahead=case.looks_ahead)
+    return functools.partial(attention.full_attention, **options, **_dropout_options(case))
 
 
 def dropout_mask(case):
@@ -133,6 +137,7 @@ def dropout_mask(case):
 def dense(case, inputs, window):
     """The reference with the options of a case, as a function of query, key (None = shared) and value."""
     options = dict(causal=case.causal, mask=inputs.mask, correct_duplicates=case.correct_duplicates)
+    options |= dict(looks_ahead=case.looks_ahead)
     if case.rate:
         options |= dict(dropout_mask=dropout_mask(case), dropout_rate=case.rate)
     return functools.partial(references.attention, window=window, **options)

@@ -111,8 +111,9 @@ def test_vmap_equals_a_loop(kind):
 
 def _plan(kind, case):
     if kind == "full":
-        return plan.full_plan(case.length, case.causal, case.shared, case.rate, "reformer")
-    rule = masking.Rule(case.causal, case.shared, case.rate, "reformer", case.before, case.after)
+        return plan.full_plan(case.length, masking.Rule(case.causal, case.shared, case.rate, looks_ahead=case.looks_ahead))
+    window = {"before": case.before, "after": case.after, "looks_ahead": case.looks_ahead}
+    rule = masking.Rule(case.causal, case.shared, case.rate, **window)
     return plan.chunked_plan(case.length, CHUNK, rule, case.correct_duplicates and kind == "lsh")
 
 
@@ -122,7 +123,12 @@ def swap_heads(tree):
 
 @pytest.mark.slow
 @KINDS
-@cases(Case(masked=True, rounds=3, correct_duplicates=True), Case(masked=True, rounds=1, rate=0.3, after=1))
+@cases(
+    Case(masked=True, rounds=3, correct_duplicates=True),
+    Case(masked=True, rounds=1, rate=0.3, after=1),
+    Case(masked=True, rounds=1, looks_ahead=True),
+    Case(masked=True, rounds=3, looks_ahead=True),
+)
 def test_output_and_gradients_together_equal_autodiff_of_the_public_op(x64, kind, case):
     inputs = make_inputs(case)
     args = arguments(case, inputs)

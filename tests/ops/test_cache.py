@@ -66,36 +66,40 @@ def table(num_members=LENGTH, before=0, after=0, correct_duplicates=False):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("semantics", ["reformer", "huggingface"])
+@pytest.mark.parametrize(
+    "options", [{}, {"semantics": "huggingface"}, {"looks_ahead": True}], ids=["plain", "huggingface", "looks_ahead"]
+)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("before", [None, 0, 1, 2])
-def test_full_and_local_attention_equal_that_of_the_whole_sequence(before, shared, semantics):
+def test_full_and_local_attention_equal_that_of_the_whole_sequence(before, shared, options):
     query, key, value = draw()
     key = None if shared else key
-    rule = Rule(True, shared, semantics=semantics)
+    rule = Rule(True, shared, **options)
     if before is None:
         plan = CachePlan(rule, LENGTH, LENGTH)
-        expected = full_attention(query, key, value, semantics=semantics)
+        expected = full_attention(query, key, value, **options)
     else:
         plan = CachePlan(rule, (1 + before) * CHUNK, CHUNK)
-        options = {"chunk_length": CHUNK, "num_chunks_before": before, "semantics": semantics}
-        expected = local_attention(query, key, value, **options)
+        expected = local_attention(query, key, value, chunk_length=CHUNK, num_chunks_before=before, **options)
     out = token_by_token(plan, Arrays(query, key, value), PROMPTS)
     np.testing.assert_allclose(out, at_steps(expected, PROMPTS), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("looks_ahead", [False, True])
 @pytest.mark.parametrize("correct_duplicates", [False, True])
 @pytest.mark.parametrize("num_hashes", [1, 2])
-def test_lsh_attention_within_buckets_equals_that_of_the_whole_sequence(num_hashes, correct_duplicates):
+def test_lsh_attention_within_buckets_equals_that_of_the_whole_sequence(num_hashes, correct_duplicates, looks_ahead):
     query, _, value = draw()
     of_layer = rotations(num_hashes)
     options = {"num_buckets": FACTORS, "chunk_length": 20, "within_bucket": True}
     buckets = hashing.hash_vectors(heads_first(query), of_layer, FACTORS)
     assert max(np.bincount(row).max() for row in np.asarray(buckets).reshape(-1, LENGTH)) <= 20  # a bucket fits
-    expected = lsh_attention(query, value, rotations=of_layer, correct_duplicates=correct_duplicates, **options)
-    plan = CachePlan(Rule(True, True), LENGTH, LENGTH, table(correct_duplicates=correct_duplicates))
+    options |= {"correct_duplicates": correct_duplicates, "looks_ahead": looks_ahead}
+    expected = lsh_attention(query, value, rotations=of_layer, **options)
+    rule = Rule(True, True, looks_ahead=looks_ahead)
+    plan = CachePlan(rule, LENGTH, LENGTH, table(correct_duplicates=correct_duplicates))
     out = token_by_token(plan, Arrays(query, None, value), PROMPTS, of_layer)
     np.testing.assert_allclose(out, at_steps(expected, PROMPTS), rtol=1e-10, atol=1e-10)
 

@@ -59,6 +59,8 @@ def _change(case, **changes):
         _change(SMALL, length=20, before=2, rounds=3),
         _change(SMALL, before=0, masked=True, rate=0.3, within_bucket=True),
         _change(SMALL, length=1),
+        _change(SMALL, looks_ahead=True, length=1),
+        _change(SMALL, looks_ahead=True, masked=True, rate=0.3, within_bucket=True, after=1),
     ),
 )
 def test_lsh_by_the_kernel_equals_the_plain_path(case):
@@ -72,6 +74,7 @@ def test_lsh_by_the_kernel_equals_the_plain_path(case):
         _change(SMALL, rounds=0, before=0, masked=True),
         _change(SMALL, rounds=0, length=9, before=2, shared=False),
         _change(SMALL, rounds=0, length=7, after=1, rate=0.3),
+        _change(SMALL, rounds=0, looks_ahead=True, masked=True, rate=0.3),
     ),
 )
 def test_local_by_the_kernel_equals_the_plain_path(case):
