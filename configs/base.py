@@ -64,7 +64,8 @@ def data_group() -> ConfigDict:
     # 'images': any folder, or an .npz | 'duplication': the made-up task of the paper | 'packages': windows of text
     # that are labelled with their folder, of the standard library or of any folder of folders | 'labelled_images': a
     # folder with one sub-folder for each label, or an .npz | 'digits': 1,797 written digits of 8x8 pixels |
-    # 'pairs': two text files, line by line translations | 'wmt14_ende': the original archives
+    # 'pairs': two text files, line by line translations | 'wmt14_ende': the original archives |
+    # 'recall': keys and values, made up as it goes | 'listops': nested lists of digits, likewise
     group.name = "stdlib"
     # File or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64, wmt14_ende; of 'pairs' what
     # the names of the files begin with, up to '.train.en'; '' otherwise.
@@ -72,11 +73,12 @@ def data_group() -> ConfigDict:
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
+    group.repeat_distance = 128  # text: `repeats` are bytes whose last 8 last occurred more than so many bytes back
     group.length = config_dict.placeholder(object)  # tokens per example; None = model.max_length
     group.skip_bad_images = False  # leave unreadable images and those of another size out, instead of refusing them
     group.random_flip = False  # labelled images: mirror every second one to train on
     group.crop_padding = 0  # labelled images: move those to train on by up to so many pixels each way
-    group.num_symbols = 127  # of the duplication task
+    group.num_symbols = 127  # of 'duplication' and 'recall'
     group.examples_per_label = 50  # of 'packages': windows of each folder to train on
     group.source_language = "en"  # of 'pairs' and 'wmt14_ende': what the names of the files end with
     group.target_language = "de"

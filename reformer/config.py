@@ -134,6 +134,7 @@ def derive_encoder_config(config: ReformerConfig) -> ReformerConfig:
     return dataclasses.replace(
         config,
         causal=False,
+        look_ahead=None,
         cross_attention=False,
         lsh_num_chunks_after=config.lsh_num_chunks_before,
         local_num_chunks_after=config.local_num_chunks_before,
@@ -166,10 +167,10 @@ _BOOLEANS = (
     "share_query_key",
     "cross_attention",
     "reversible",
+    "look_ahead",
 )
-_OPTIONAL_BOOLEANS = ("look_ahead",)
 _RATES = ("dropout_rate", "attention_dropout_rate", "lsh_attention_dropout_rate", "label_smoothing")
-_MAY_BE_NONE = ("attention_dropout_rate", "lsh_attention_dropout_rate")
+_MAY_BE_NONE = ("attention_dropout_rate", "lsh_attention_dropout_rate", "look_ahead")
 _CHUNKS = ("mlp_chunk_length", "loss_chunk_length")
 _SCALES = ("layer_norm_epsilon", "position_scale")
 
@@ -203,11 +204,9 @@ def _problems_of_types(config: ReformerConfig) -> Iterator[str]:
             rule = "at most 2147483647" if is_large else f"an integer of at least {lowest}"
             yield f"{name}={value!r} must be {rule}."
     for name in _BOOLEANS:
-        if not isinstance(getattr(config, name), bool):
-            yield f"{name}={getattr(config, name)!r} must be True or False."
-    for name in _OPTIONAL_BOOLEANS:
-        if not isinstance(getattr(config, name), bool | None):
-            yield f"{name}={getattr(config, name)!r} must be True, False or None."
+        value, may_be_none = getattr(config, name), name in _MAY_BE_NONE
+        if not isinstance(value, bool) and not (value is None and may_be_none):
+            yield f"{name}={value!r} must be {'True, False or None' if may_be_none else 'True or False'}."
     for name in _RATES:
         value = getattr(config, name)
         if not (value is None and name in _MAY_BE_NONE) and not (is_number(value) and 0 <= value < 1):
@@ -263,6 +262,27 @@ def _problems_of_combinations(config: ReformerConfig) -> Iterator[str]:
             f"num_layers={config.num_layers} is not a multiple of the {period} layers of "
             f"attention_pattern={config.attention_pattern!r}. Change one of the two."
         )
+    yield from _problems_of_semantics(config)
+    is_plain = not config.reversible and config.merge_streams == "average"
+    if config.num_streams not in (1, 2) or (config.num_streams == 1 and not is_plain):
+        yield (
+            f"num_streams={config.num_streams} must be 2, or 1 with reversible=False and merge_streams='average'; "
+            f"found reversible={config.reversible} and merge_streams={config.merge_streams!r}."
+        )
+    if config.attention_implementation == "pallas" and (
+        config.semantics == "huggingface" or config.lsh_correct_duplicates
+    ):
+        yield (
+            "attention_implementation='pallas' has neither semantics='huggingface' nor lsh_correct_duplicates. "
+            "Use attention_implementation='plain'."
+        )
+    yield from _problems_of_positions(config)
+    factors = config.num_buckets if isinstance(config.num_buckets, tuple) else (config.num_buckets or 1,)
+    if math.prod(factors) >= _LARGEST:
+        yield f"num_buckets={config.num_buckets!r} multiply to {math.prod(factors)}; keep them below 2**31 - 1."
+
+
+def _problems_of_semantics(config: ReformerConfig) -> Iterator[str]:
     if config.semantics == "huggingface" and (config.lsh_within_bucket or config.lsh_correct_duplicates):
         yield (
             "lsh_within_bucket and lsh_correct_duplicates do not exist under semantics='huggingface'. "
@@ -286,23 +306,6 @@ def _problems_of_combinations(config: ReformerConfig) -> Iterator[str]:
             "cross_attention and merge_streams='average' do not exist under semantics='huggingface'. "
             "Leave them out or use semantics='reformer'."
         )
-    is_plain = not config.reversible and config.merge_streams == "average"
-    if config.num_streams not in (1, 2) or (config.num_streams == 1 and not is_plain):
-        yield (
-            f"num_streams={config.num_streams} must be 2, or 1 with reversible=False and merge_streams='average'; "
-            f"found reversible={config.reversible} and merge_streams={config.merge_streams!r}."
-        )
-    if config.attention_implementation == "pallas" and (
-        config.semantics == "huggingface" or config.lsh_correct_duplicates
-    ):
-        yield (
-            "attention_implementation='pallas' has neither semantics='huggingface' nor lsh_correct_duplicates. "
-            "Use attention_implementation='plain'."
-        )
-    yield from _problems_of_positions(config)
-    factors = config.num_buckets if isinstance(config.num_buckets, tuple) else (config.num_buckets or 1,)
-    if math.prod(factors) >= _LARGEST:
-        yield f"num_buckets={config.num_buckets!r} multiply to {math.prod(factors)}; keep them below 2**31 - 1."
 
 
 def _problems_of_positions(config: ReformerConfig) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Models with a dense head at every token, the language model among them."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,6 +126,7 @@ class TokenModel(Trunk):
         targets: Int[Array, "batch length"],
         *,
         weights: Float[Array, "batch length"] | None = None,
+        repeats: Float[Array, "batch length"] | None = None,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         encoded: Encoded | None = None,
@@ -136,6 +138,7 @@ class TokenModel(Trunk):
           tokens: as in `__call__`.
           targets: as in `loss`.
           weights: as in `loss`.
+          repeats: 1 for targets whose mean bits are also told alone, as `others['repeats']`; None = there are none.
           mask: as in `__call__`.
           rotations: as in `__call__`.
           encoded: as in `__call__`.
@@ -147,9 +150,14 @@ class TokenModel(Trunk):
         check_targets(targets, weights, tokens.shape)
         streams, seen = self.run_and_look(tokens, mask, rotations, look, encoded)
         weights = _weights(weights, mask, streams)
-        logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
-        sums = chunked_scores(logits, chunk_length, self._head_params(), streams, targets, weights)
-        return Evaluated(*sums, others=self.measure(streams, targets, weights), seen=seen)
+        score = partial(
+            chunked_scores, self._chunk_logits(), self.config.loss_chunk_length, self._head_params(), streams, targets
+        )
+        others = self.measure(streams, targets, weights)
+        if repeats is not None:
+            nats, _, weight = score(weights * repeats)
+            others |= {"repeats": (nats / math.log(2), weight)}
+        return Evaluated(*score(weights), others=others, seen=seen)
 
     def measure(
         self, streams: Streams, targets: Int[Array, "batch length"], weights: Float[Array, "batch length"]

@@ -9,7 +9,7 @@ from reformer.data.source import Source
 MODULES = {"stdlib": "text", "enwik8": "text", "text": "text"}
 MODULES |= {"pairs": "pairs", "wmt14_ende": "pairs"}
 MODULES |= {"imagenet64": "images", "images": "images", "duplication": "duplication"}
-MODULES |= {"packages": "packages"}
+MODULES |= {"packages": "packages", "recall": "recall", "listops": "listops"}
 MODULES |= {"labelled_images": "labelled_images", "digits": "labelled_images"}
 
 

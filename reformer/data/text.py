@@ -16,7 +16,8 @@ from jaxtyping import Int, Int32
 
 from reformer.data import baselines, documents
 from reformer.data.enwik8 import read_enwik8
-from reformer.data.source import Example, NextToken, chosen_examples
+from reformer.data.repeats import far_repeats
+from reformer.data.source import Example, NextToken, Row, chosen_examples, pad
 
 PADDING_ID, BEGIN_ID, MASK_ID, VOCAB_SIZE = 256, 257, 258, 259
 
@@ -30,12 +31,14 @@ class TextData(NextToken):
         train: uint8 [bytes].
         valid: likewise.
         test: likewise; may be empty.
+        repeat_distance: bytes; evaluation also counts those alone that repeat what is farther away (`repeats`).
     """
 
     source: str
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+    repeat_distance: int = 128
     unit = "byte"
     begin_id = BEGIN_ID
     mask_id = MASK_ID
@@ -76,6 +79,14 @@ class TextData(NextToken):
         """The window number `index`."""
         return Example(getattr(self, split)[index * length : (index + 1) * length].astype(np.int32))
 
+    def to_row(self, example: Example, padded_length: int | None) -> Row:
+        """As `NextToken.to_row`; padded with `repeats` float32 too, 1 for what `repeats.far_repeats` finds."""
+        row = super().to_row(example, padded_length)
+        if padded_length is None:
+            return row
+        found = far_repeats(example.targets.astype(np.uint8), self.repeat_distance)
+        return row | {"repeats": pad(found.astype(np.float32), padded_length, 0)}
+
     def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
         """Bits per byte of count models of the training bytes, and of gzip."""
         indices = chosen_examples(self, split, length, max_examples)
@@ -103,8 +114,8 @@ def load(config: Any, length: int | None = None) -> TextData:
 
     Args:
         config: has `name` ('stdlib', 'enwik8' or 'text'), `path` (a file or folder; '' where none is needed),
-            `cache_dir` ('' = ~/.cache/reformer), and `valid_fraction` and `test_fraction`, the part of the files (of
-            the bytes, where it is a single file) that is held out; enwik8 has its own split.
+            `cache_dir` ('' = ~/.cache/reformer), `repeat_distance`, and `valid_fraction` and `test_fraction`, the part
+            of the files (of the bytes, where it is a single file) that is held out; enwik8 has its own split.
         length: of no importance here.
 
     Returns:
@@ -125,7 +136,7 @@ def load(config: Any, length: int | None = None) -> TextData:
         raise ValueError(f"data.path={path!r} is not read by data.name='stdlib'. Use configs/text.py, or leave it out.")
     else:
         source, splits = documents.read_stdlib(*fractions)
-    return TextData(source, *splits)
+    return TextData(source, *splits, config.repeat_distance)
 
 
 def encode(text: bytes) -> Int32[np.ndarray, " bytes"]:

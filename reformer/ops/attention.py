@@ -211,13 +211,17 @@ def _check(arrays: Arrays, mask, rule: Rule, chunk_length: int = 1) -> None:
         raise ValueError(f"mask {mask.shape} of {mask.dtype} must be [batch, length] = {query[:2]} of bool.")
     if len({x.dtype for x in jax.tree.leaves(arrays)}) > 1:
         raise ValueError(f"{arrays.query.dtype=} and {arrays.value.dtype=}, and that of the key, must be equal.")
-    if rule.semantics not in SCORE_FILLS:
-        raise ValueError(f"semantics={rule.semantics!r} must be one of {', '.join(SCORE_FILLS)}.")
     sizes = {"length": (query[1], 1), "chunk_length": (chunk_length, 1)}
     sizes |= {"num_chunks_before": (rule.before, 0), "num_chunks_after": (rule.after, 0)}
     for name, (size, least) in sizes.items():
         if not isinstance(size, int) or size < least:
             raise ValueError(f"{name}={size} must be an integer of at least {least}.")
+    _check_rule(rule)
+
+
+def _check_rule(rule: Rule) -> None:
+    if rule.semantics not in SCORE_FILLS:
+        raise ValueError(f"semantics={rule.semantics!r} must be one of {', '.join(SCORE_FILLS)}.")
     if not 0 <= rule.dropout_rate < 1:
         raise ValueError(f"dropout_rate={rule.dropout_rate} must be at least 0 and below 1.")
     if rule.looks_ahead and not (rule.causal and rule.semantics == "reformer"):

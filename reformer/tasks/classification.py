@@ -13,7 +13,7 @@ from reformer.heads import SequenceClassifier
 from reformer.tasks.language import problems_of_data, problems_of_direction
 from reformer.tasks.registry import Group
 
-KINDS = ("packages",)
+KINDS = ("packages", "listops")
 
 
 def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from reformer.data.source import Source
 from reformer.model import ReformerLM
 from reformer.tasks.registry import Group
 
-KINDS = ("text", "images", "duplication")
+KINDS = ("text", "images", "duplication", "recall")
 
 
 def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:

@@ -78,6 +78,7 @@ FIELD_RULES = (
             "checkpoint.keep_latest",
             "optimizer.min_factored_dim",
             "data.examples_per_label",
+            "data.repeat_distance",
             "data.join",
             "data.num_subwords",
             "task.num_labels",

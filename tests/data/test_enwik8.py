@@ -69,7 +69,12 @@ def _assert_usual_split(splits):
 def test_local_copy_is_split_and_mapped(tmp_path, kind):
     path = _write_copy(tmp_path, kind, CONTENT)
     config = SimpleNamespace(
-        name="enwik8", path=str(path), cache_dir=str(tmp_path / "cache"), valid_fraction=0.1, test_fraction=0.0
+        name="enwik8",
+        path=str(path),
+        cache_dir=str(tmp_path / "cache"),
+        valid_fraction=0.1,
+        test_fraction=0.0,
+        repeat_distance=64,
     )
     data = text.load(config)
     _assert_usual_split((data.train, data.valid, data.test))

@@ -11,7 +11,14 @@ PROSE = bytes(range(1, 251)) * 8  # 2000 bytes
 
 
 def _config(**changes):
-    defaults = {"name": "text", "path": "", "cache_dir": "", "valid_fraction": 0.1, "test_fraction": 0.05}
+    defaults = {
+        "name": "text",
+        "path": "",
+        "cache_dir": "",
+        "valid_fraction": 0.1,
+        "test_fraction": 0.05,
+        "repeat_distance": 128,
+    }
     return SimpleNamespace(**(defaults | changes))
 
 

@@ -111,7 +111,9 @@ def test_vmap_equals_a_loop(kind):
 
 def _plan(kind, case):
     if kind == "full":
-        return plan.full_plan(case.length, masking.Rule(case.causal, case.shared, case.rate, looks_ahead=case.looks_ahead))
+        return plan.full_plan(
+            case.length, masking.Rule(case.causal, case.shared, case.rate, looks_ahead=case.looks_ahead)
+        )
     window = {"before": case.before, "after": case.after, "looks_ahead": case.looks_ahead}
     rule = masking.Rule(case.causal, case.shared, case.rate, **window)
     return plan.chunked_plan(case.length, CHUNK, rule, case.correct_duplicates and kind == "lsh")
