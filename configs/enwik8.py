@@ -34,6 +34,7 @@ def get_config(preset: str = "") -> ConfigDict:
 def _paper(config: ConfigDict) -> None:
     config.model.update(
         attention_pattern=("local", "local", "lsh", "local"),
+        look_ahead=False,
         max_length=65_536,
         num_layers=12,
         embed_dim=1024,
@@ -90,6 +91,7 @@ def _tiny(config: ConfigDict) -> None:
 
 def _full_attention(config: ConfigDict) -> None:
     _small(config)
-    config.model.update(attention_pattern=("full",), max_length=4096, axial_shape=(64, 64))
+    config.model.update(attention_pattern=("full",), look_ahead=False)
+    config.model.update(max_length=4096, axial_shape=(64, 64))
     config.training.batch_size = 16
     config.evaluation.batch_size = 16

@@ -38,6 +38,7 @@ def get_config(preset: str = "") -> ConfigDict:
 def _paper(config: ConfigDict) -> None:
     config.model.update(
         attention_pattern=("lsh",),
+        look_ahead=False,
         num_layers=6,
         embed_dim=1024,
         mlp_dim=4096,

@@ -45,6 +45,7 @@ def get_config(preset: str = "") -> ConfigDict:
         num_heads=4,
         head_dim=48,
         attention_pattern=("full",),
+        look_ahead=False,  # not tried where there is a source
         cross_attention=True,
         merge_streams="average",
         position_embedding="sinusoidal",

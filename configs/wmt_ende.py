@@ -37,6 +37,7 @@ def get_config(preset: str = "") -> ConfigDict:
         num_heads=8,
         head_dim=64,
         attention_pattern=("full",),
+        look_ahead=False,  # not tried where there is a source
         cross_attention=True,
         merge_streams="average",
         position_embedding="sinusoidal",

@@ -45,8 +45,11 @@ class ReformerConfig:
     local_chunk_length: int = 64
     local_num_chunks_before: int = 1
     local_num_chunks_after: int = 0
-    share_query_key: bool = False  # full and local attention with the LSH layers' projection and rules
-    look_ahead: bool | None = None  # a shared projection's key gives the *next* token's value; None = if causal
+    # Where queries and keys share a projection, a key gives a mix of the value of the *next* token and of its own
+    # (reformer/ops/look_ahead.py), not its own alone as in the paper; None = True for causal models.
+    look_ahead: bool | None = None
+    # Full and local attention have the LSH layers' one projection and rules; None = True for models that look ahead.
+    share_query_key: bool | None = None
     cross_attention: bool = False  # each layer also attends to a context: the decoder of an encoder-decoder
     attention_implementation: str = "plain"  # 'pallas' = local and LSH attention by a fused GPU kernel
 
@@ -98,6 +101,11 @@ class ReformerConfig:
         """`look_ahead`, or what is used when it is None: nobody has a later token to look at but a causal model."""
         is_possible = self.causal and self.semantics == "reformer"
         return is_possible if self.look_ahead is None else self.look_ahead
+
+    @property
+    def shares_query_key(self) -> bool:
+        """`share_query_key`, or what is used when it is None."""
+        return self.looks_ahead if self.share_query_key is None else self.share_query_key
 
     @property
     def output_dim(self) -> int:
@@ -170,7 +178,7 @@ _BOOLEANS = (
     "look_ahead",
 )
 _RATES = ("dropout_rate", "attention_dropout_rate", "lsh_attention_dropout_rate", "label_smoothing")
-_MAY_BE_NONE = ("attention_dropout_rate", "lsh_attention_dropout_rate", "look_ahead")
+_MAY_BE_NONE = ("attention_dropout_rate", "lsh_attention_dropout_rate", "look_ahead", "share_query_key")
 _CHUNKS = ("mlp_chunk_length", "loss_chunk_length")
 _SCALES = ("layer_norm_epsilon", "position_scale")
 

@@ -24,7 +24,7 @@ def _stack_flops(config: ReformerConfig, length: int) -> float:
     width = config.num_heads * config.head_dim
     total = 0.0
     for kind in config.attention_pattern:
-        is_shared = kind == "lsh" or config.share_query_key
+        is_shared = kind == "lsh" or config.shares_query_key
         linear = 2 * config.embed_dim * width * (3 if is_shared else 4) + 4 * config.embed_dim * config.mlp_dim
         rounds = config.num_hashes if kind == "lsh" else 1
         total += linear + rounds * 4 * width * _keys_per_query(config, kind, length)

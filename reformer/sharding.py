@@ -45,6 +45,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"embeddings/class_token", ("replicated",)),
     (r"norm/(scale|bias)", ("replicated",)),
     (r"(cross_)?attention/(query_key|query|key|value)/kernel", ("embed", "heads", "head_dim")),
+    (r"attention/taps", ("heads", "replicated")),
     (r"(cross_)?attention/output/kernel", ("heads", "head_dim", "embed")),
     (r"feed_forward/hidden/kernel", ("embed", "mlp")),
     (r"feed_forward/hidden/bias", ("mlp",)),

@@ -136,11 +136,24 @@ def attention_weights(query, key, window, *, causal, mask=None, correct_duplicat
     return unnormalized / jnp.where(total > 0, total, 1)
 
 
-def attention(query, key, value, window, *, dropout_mask=None, dropout_rate=0.0, **options):
-    """Dense attention [b, l, h, d]. `dropout_mask` [b, h, r, q, k], True = keep; the rest as in attention_weights."""
+def attention(query, key, value, window, *, taps=None, dropout_mask=None, dropout_rate=0.0, **options):
+    """Dense attention [b, l, h, d].
+
+    Args:
+      query: as in attention_weights, like all that is not named here.
+      key: likewise.
+      value: [b, l, h, d].
+      window: as in attention_weights.
+      taps: [h, 2], what a key gives of the next value and of its own where it looks ahead; None = (1, 0).
+      dropout_mask: [b, h, r, q, k], True = keep.
+      dropout_rate: of that mask.
+      options: as in attention_weights.
+    """
     weights = attention_weights(query, key, window, **options)
     if options.get("looks_ahead"):
-        value = jnp.pad(value[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+        taps = jnp.array([[1.0, 0.0]]) if taps is None else taps
+        ahead = jnp.pad(value[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+        value = taps[None, None, :, :1] * ahead + taps[None, None, :, 1:] * value
     if dropout_mask is not None:
         weights = weights * dropout_mask / (1 - dropout_rate)
     return jnp.einsum("bhrqk,bkhd->bqhd", weights, value)

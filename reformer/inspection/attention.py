@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from reformer.ops import block as block_ops
 from reformer.ops import chunked, full, sorting
 from reformer.ops.block import Block
-from reformer.ops.masking import SCORE_FILLS, Pairs, Tokens
+from reformer.ops.masking import NO_KEY_BELOW, SCORE_FILLS, Pairs, Tokens
 from reformer.ops.plan import Arrays, Context, Plan, unit_keys
 
 _BINS_AT_ONCE = 64  # as wide as a head's values: memory grows with the length, not with the picture
@@ -50,7 +50,7 @@ def picture(
       num_pixels: of each side, at most `num_tokens`; a pixel holds equally many tokens, up to one.
 
     Returns:
-      Sums of weights. A row of pixels sums to the number of its queries, a picture to `num_tokens`.
+      Sums of weights. A row of pixels sums to the number of its queries that have a key.
     """
     position = jnp.arange(arrays.query.shape[0])
     pixel = jnp.where(position < num_tokens, position * num_pixels // num_tokens, num_pixels)
@@ -68,7 +68,7 @@ def picture(
 def coverage(
     plan: Plan, arrays: Arrays, context: Context, counts: tuple[int, ...], queries: Int[Array, " sample"]
 ) -> Coverage:
-    """How much of full attention's weight falls on the keys that a layer shows to its queries.
+    """How much of full attention's weight falls on the keys that a layer shows to its queries, if they have any.
 
     A key counts once, in however many rounds it is seen. Under `semantics='huggingface'` the windows are taken to stop
     at the edges: without the chunk that they see there by wrapping around.
@@ -95,10 +95,12 @@ def coverage(
         seen, local, mean_key = jnp.split(out[0, 0], (len(counts), 2 * len(counts)))
         mean_score = query[0] @ mean_key * (1.0 if rule.shared else len(mean_key) ** -0.5)
         entropy = jnp.where(log_normalizer[0, 0] < _ALONE_BELOW, 0, log_normalizer[0, 0] - mean_score)
-        return Coverage(seen, local, out[0, 1, : len(counts)], jnp.exp(entropy))
+        has_key = log_normalizer[0, 0] > NO_KEY_BELOW
+        return has_key, Coverage(seen, local, out[0, 1, : len(counts)], jnp.exp(entropy))
 
-    by_query = jax.lax.map(measure, queries.astype(jnp.int32), batch_size=_QUERIES_AT_ONCE)
-    return jax.tree.map(lambda x: x.mean(0), by_query)
+    has_key, by_query = jax.lax.map(measure, queries.astype(jnp.int32), batch_size=_QUERIES_AT_ONCE)
+    count = jnp.maximum(has_key.sum(), 1)
+    return jax.tree.map(lambda x: jnp.einsum("q,q...->...", has_key.astype(x.dtype), x) / count, by_query)
 
 
 def _windows(plan: Plan, context: Context, length: int, counts: tuple[int, ...]):

@@ -145,7 +145,7 @@ def _observe(config: ReformerConfig, variables, tokens, rotations: list[Array]) 
         del i, plan
         if context.order is not None and not config.lsh_within_bucket:
             context = context._replace(order=context.order._replace(buckets=None))  # they would be a rule
-        return jax.tree.map(lambda x: x[0], (arrays._replace(value=None), context))
+        return jax.tree.map(lambda x: x[0], (arrays._replace(value=None, taps=None), context))
 
     @jax.jit
     def run(variables, tokens, rotations):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
-from reformer.ops import hashing
+from reformer.ops import hashing, look_ahead
 from reformer.ops.dropout import dropout, fold
 from reformer.ops.masking import Rule
 from reformer.ops.plan import Arrays, Plan, chunked_plan, full_plan
@@ -68,7 +68,7 @@ def padded_length(length: int, config: ReformerConfig) -> int:
 
 def is_shared(config: ReformerConfig, kind: str) -> bool:
     """Whether queries and keys of a layer of `kind` share a projection."""
-    return kind == "lsh" or config.share_query_key
+    return kind == "lsh" or config.shares_query_key
 
 
 def make_rule(config: ReformerConfig, kind: str, dropout_rate: float = 0.0, before: int = 0, after: int = 0) -> Rule:
@@ -101,6 +101,18 @@ def falls_back_to_full(config: ReformerConfig, length: int, chunk_length: int) -
     return config.semantics == "huggingface" and length <= chunk_length
 
 
+def with_taps(params, arrays: Arrays) -> Arrays:
+    """The projections of a layer, and the taps by which its values look ahead, if it has them; for every example."""
+    if "taps" not in params:
+        return arrays
+    return arrays._replace(taps=jnp.broadcast_to(params["taps"], (len(arrays.value), *params["taps"].shape)))
+
+
+def _first_taps(rng, shape: tuple[int, ...], dtype) -> Float[Array, "heads 2"]:
+    del rng
+    return jnp.broadcast_to(jnp.asarray(look_ahead.FIRST_TAPS, dtype), shape)
+
+
 class SelfAttention(nn.Module):
     """The parameters and projections of an attention layer; no biases."""
 
@@ -118,6 +130,8 @@ class SelfAttention(nn.Module):
             self.query = dense(config, heads, use_bias=False)
             self.key = dense(config, heads, use_bias=False)
         self.value = dense(config, heads, use_bias=False)
+        if make_rule(config, self.kind).looks_ahead:
+            self.taps = self.param("taps", _first_taps, (config.num_heads, 2), jnp.dtype(config.param_dtype))
         self.output = dense(config, config.embed_dim, axis=(-2, -1), use_bias=False)
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:

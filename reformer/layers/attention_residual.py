@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.layers.attention import Fixed, SelfAttention, num_buckets, plan_attention
+from reformer.layers.attention import Fixed, SelfAttention, num_buckets, plan_attention, with_taps
 from reformer.ops import attention as ops
 from reformer.ops.dropout import fold, rows
 from reformer.ops.lengthwise import map_length
@@ -73,13 +73,15 @@ class AttentionResidual:
             lambda params, _, x: self._project(params, x),
             params,
             None,
-            (x, of_projected),
+            (x, of_projected._replace(taps=None)),
             chunk_length,
             in_axis=(1, 2),
             out_axis=(2, 1),
             onto=(None, onto_cotangent),
         )
         of_params = jax.tree.map(jnp.add, of_output, of_projections)
+        if of_projected.taps is not None:
+            of_params |= {"taps": jnp.sum(of_projected.taps, axis=0)}
         return rebuilt, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
 
     @property
@@ -93,7 +95,7 @@ class AttentionResidual:
         return self._layer.apply({"params": params}, attended, dtype, row, seed, method="combine")
 
     def _project_all(self, params, x) -> Arrays:
-        return store(map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2))
+        return with_taps(params, store(map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2)))
 
     def _without_spare_buckets(self, context: Context) -> Context:
         """Buckets in a context are the rule that tokens of different ones do not meet."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ReformerConfig
-from reformer.layers.attention import SelfAttention, make_rule, num_buckets
+from reformer.layers.attention import SelfAttention, make_rule, num_buckets, with_taps
 from reformer.layers.cross_attention import CrossAttention, KeysValues
 from reformer.layers.feed_forward import FeedForward
 from reformer.ops import cache as ops
@@ -114,7 +114,7 @@ def run_stack_once(
         new_caches = []
         for i, kind in enumerate(pattern):
             layer, variables = SelfAttention(config, kind, parent=None), {"params": params[f"layer_{i}"]["attention"]}
-            arrays = layer.apply(variables, x2, method="project")
+            arrays = with_taps(variables["params"], layer.apply(variables, x2, method="project"))
             attended, cache = ops.attend_next(plans[i], caches[i], block, arrays, position, rotations[i])
             x1, x2 = next_streams(x2, x1 + layer.apply(variables, attended, x2.dtype, method="combine"), num_streams)
             if source is not None:

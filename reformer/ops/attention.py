@@ -31,6 +31,7 @@ def full_attention(
     causal: bool = True,
     mask: Bool[Array, "batch length"] | None = None,
     looks_ahead: bool = False,
+    taps: Float[Array, "heads 2"] | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
@@ -47,6 +48,8 @@ def full_attention(
         `key=None` its own value.
       looks_ahead: a key gives the value of the token after it, which must be real too. A query sees the keys before
         its own position only, and gets 0 if there is none. Needs `causal`; see `reformer.ops.look_ahead`.
+      taps: under `looks_ahead`, how much of the next token's value a key gives, and how much of its own, for every
+        head; None = 1 and 0.
       dropout_rate: of the attention weights.
       dropout_rng: needed for a positive `dropout_rate`.
       semantics: 'reformer', or 'huggingface' for the fill values of their masks.
@@ -61,7 +64,7 @@ def full_attention(
     _check(Arrays(query, key, value), mask, rule)
     plan = full_plan(query.shape[1], rule)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
-    return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
+    return _swap_heads(attend(plan, _heads_first(query, key, value, taps), context))
 
 
 def local_attention(
@@ -75,6 +78,7 @@ def local_attention(
     causal: bool = True,
     mask: Bool[Array, "batch length"] | None = None,
     looks_ahead: bool = False,
+    taps: Float[Array, "heads 2"] | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
@@ -92,6 +96,7 @@ def local_attention(
       causal: as in `full_attention`.
       mask: as in `full_attention`.
       looks_ahead: as in `full_attention`.
+      taps: as in `full_attention`.
       dropout_rate: as in `full_attention`.
       dropout_rng: as in `full_attention`.
       semantics: 'huggingface' makes the windows wrap around and needs a length that is a multiple
@@ -109,7 +114,7 @@ def local_attention(
     _check(Arrays(query, key, value), mask, rule, chunk_length)
     plan = chunked_plan(query.shape[1], chunk_length, rule, implementation=implementation)
     context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
-    return _swap_heads(attend(plan, _swap_heads(Arrays(query, key, value)), context))
+    return _swap_heads(attend(plan, _heads_first(query, key, value, taps), context))
 
 
 def lsh_attention(
@@ -126,6 +131,7 @@ def lsh_attention(
     within_bucket: bool = False,
     correct_duplicates: bool = False,
     looks_ahead: bool = False,
+    taps: Float[Array, "heads 2"] | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     semantics: str = "reformer",
@@ -154,6 +160,7 @@ def lsh_attention(
       correct_duplicates: count a key that a query sees in N rounds once instead of N times, by
         subtracting log N from its score (paper, appendix A).
       looks_ahead: a key gives the value of the token after it, as in `full_attention`; no rule of the paper's.
+      taps: as in `full_attention`.
       dropout_rate: of the attention weights.
       dropout_rng: needed for a positive `dropout_rate`.
       semantics: 'huggingface' makes the windows wrap around from round to round, with their fill
@@ -175,7 +182,7 @@ def lsh_attention(
     if semantics == "huggingface" and (within_bucket or correct_duplicates):
         raise ValueError("within_bucket and correct_duplicates do not exist under semantics='huggingface'.")
     plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates, implementation)
-    arrays = _swap_heads(Arrays(query_key, None, value))
+    arrays = _heads_first(query_key, None, value, taps)
     order = sort_by_hash(arrays.query, rotations, num_buckets, mask, keep_buckets=within_bucket)
     context = Context(mask, order, _seeds(query_key, dropout_rate, dropout_rng))
     return _swap_heads(attend(plan, arrays, context))
@@ -244,6 +251,12 @@ def _seeds(query, dropout_rate: float, dropout_rng):
     return dropout_seeds(draw_seed(dropout_rng), query.shape[0], query.shape[2])
 
 
+def _heads_first(query, key, value, taps) -> Arrays:
+    """The arrays of a public function as `attend` takes them."""
+    arrays = _swap_heads(Arrays(query, key, value))
+    return arrays if taps is None else arrays._replace(taps=jnp.broadcast_to(taps, (len(query), *taps.shape)))
+
+
 def _swap_heads(x):
     """Between [batch, length, heads, dim] and [batch, heads, length, dim]."""
     return jax.tree.map(lambda y: jnp.swapaxes(y, 1, 2), x)
@@ -271,8 +284,8 @@ def _prepare(plan: Plan, arrays: Arrays, context: Context) -> tuple[Arrays, Cont
     return look_ahead.prepare(arrays, context) if plan.rule.looks_ahead else (arrays, context)
 
 
-def _undo(plan: Plan, gradients: Arrays) -> Arrays:
-    return look_ahead.undo(gradients) if plan.rule.looks_ahead else gradients
+def _undo(plan: Plan, arrays: Arrays, gradients: Arrays) -> Arrays:
+    return look_ahead.undo(arrays, gradients) if plan.rule.looks_ahead else gradients
 
 
 def _run_forward(plan: Plan, arrays: Arrays, context: Context):
@@ -281,12 +294,12 @@ def _run_forward(plan: Plan, arrays: Arrays, context: Context):
 
 def _run_backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
     prepared = _prepare(plan, arrays, context)
-    return _undo(plan, _module(plan).backward(plan, *prepared, out, log_normalizer, out_gradient))
+    return _undo(plan, arrays, _module(plan).backward(plan, *prepared, out, log_normalizer, out_gradient))
 
 
 def _run_both(plan: Plan, arrays: Arrays, context: Context, out_gradient) -> tuple[Array, Arrays]:
     out, gradients = _module(plan).forward_and_backward(plan, *_prepare(plan, arrays, context), out_gradient)
-    return out, _undo(plan, gradients)
+    return out, _undo(plan, arrays, gradients)
 
 
 def _forward(plan: Plan, arrays: Arrays, context: Context):

@@ -6,8 +6,8 @@ layer those of its window, a full layer, whose single chunk is all there is, tho
 keeps the whole sequence too, but reads only the few positions that a table of its buckets names (`bucket_table`), so
 that a token costs the same whatever came before it.
 
-Where values look ahead (`look_ahead`), the value of a new token goes to the slot of the key before it: it is what that
-key has waited for, and its own key waits for the next token.
+Where values look ahead (`look_ahead`), the value of a new token is added to the slot of the key before it: it is what
+that key has waited for, as its own key waits for the next token.
 
 The caches of all blocks of a stack lie in one array with a leading axis, from which a step reads and into which it
 writes by index: a loop over blocks can carry it without a copy.
@@ -104,7 +104,11 @@ def fill(
     """
     check_plan(plan)
     held = jnp.maximum(_held_positions(lengths - 1, plan.num_slots), 0)
-    value = look_ahead.shift(arrays.value) if plan.rule.looks_ahead else arrays.value
+    value = arrays.value
+    if plan.rule.looks_ahead:
+        ahead, own = look_ahead.parts(value, arrays.taps)
+        is_real = jnp.arange(value.shape[2])[None] < lengths[:, None]
+        value = (look_ahead.shift(jnp.where(is_real[:, None, :, None], ahead, 0)) + own).astype(value.dtype)
     take = jax.vmap(lambda x, position: jnp.take(x, position, axis=1, mode="clip"))
     key = unit_keys(arrays.query) if arrays.key is None else arrays.key
     members = None
@@ -162,17 +166,20 @@ def _window(plan: CachePlan, position):
 
 
 def _write(plan: CachePlan, cache: Cache, block, arrays: Arrays, position) -> Cache:
-    row = jnp.arange(len(position))
     key = unit_keys(arrays.query) if arrays.key is None else arrays.key
+    options = {"unique_indices": True, "mode": "promise_in_bounds"}
 
-    def put(x, new, position):
-        at_slot = x.at[block, row, :, position % plan.num_slots]
-        return at_slot.set(new[:, :, 0], unique_indices=True, mode="promise_in_bounds")
+    def at(x, position):
+        return x.at[block, jnp.arange(len(position)), :, position % plan.num_slots]
 
-    of_value = (
-        position - 1 if plan.rule.looks_ahead else position
-    )  # that of the first token goes where nobody looks yet
-    return cache._replace(key=put(cache.key, key, position), value=put(cache.value, arrays.value, of_value))
+    own, ahead = arrays.value, None
+    if plan.rule.looks_ahead:
+        ahead, own = (x.astype(own.dtype) for x in look_ahead.parts(own, arrays.taps))
+    keys = at(cache.key, position).set(key[:, :, 0], **options)
+    values = at(cache.value, position).set(own[:, :, 0], **options)
+    if ahead is not None:  # that of the first token goes to the last slot, which is set before anyone looks there
+        values = at(values, position - 1).add(ahead[:, :, 0], **options)
+    return cache._replace(key=keys, value=values)
 
 
 def _gather(x, block, seen):

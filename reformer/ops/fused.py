@@ -90,7 +90,7 @@ def _chunks(cut: Geometry, arrays: Arrays, context: Context, this: _Round) -> Ch
     key_position = position
     if context.mask is not None:
         key_position = jnp.where(_sort(cut, context.mask, this), position, chunk_attention.hide(position))
-    query, key, value = jax.tree.map(lambda x: _sort(cut, x, this), arrays)
+    query, key, value, _ = jax.tree.map(lambda x: _sort(cut, x, this), arrays)
     bucket = None if this.bucket is None else _sort(cut, this.bucket, this)
     return Chunks(query, key, value, position, key_position, bucket, this.seed)
 

@@ -20,11 +20,12 @@ _UNIT_EPSILON = 1e-6  # inside the root, as trax and Hugging Face have it
 
 
 class Arrays(NamedTuple):
-    """What attention differentiates. `key` is None under a shared projection."""
+    """What attention differentiates. `key` is None under a shared projection; `taps` are those of `look_ahead`."""
 
     query: Float[Array, "*rows l d"]
     key: Float[Array, "*rows l d"] | None
     value: Float[Array, "*rows l e"]
+    taps: Float[Array, "*rows 2"] | None = None
 
 
 class Order(NamedTuple):

@@ -328,6 +328,7 @@ def read(workdir: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}). It was not written by train.py, or it is damaged.") from None
     if not isinstance(stored, dict) or not {"model", "data"} <= stored.keys():
         raise ValueError(f"{path} is not the config of a training run. Name a workdir that train.py made.")
+    stored["model"].setdefault("look_ahead", False)  # of runs that are older than the field
     return stored
 
 

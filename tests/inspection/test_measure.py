@@ -52,7 +52,8 @@ def test_occupancy_counts_every_token_once_per_head_and_round(layers):
 def test_pictures_hold_the_weight_of_every_query(layers):
     for layer in layers:
         assert layer.picture.shape == (CONFIG.num_heads, 20, 20)
-        np.testing.assert_allclose(layer.picture.sum(-1), 3, rtol=1e-5)
+        with_a_key = 3 - np.eye(20)[0]  # the first token has no key before it
+        np.testing.assert_allclose(layer.picture.sum(-1), np.stack([with_a_key] * CONFIG.num_heads), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -87,8 +88,15 @@ def test_layers_that_fall_back_to_full_attention_sort_nothing():
 
 @pytest.mark.slow
 def test_a_single_token_can_be_measured():
-    for layer in run(CONFIG, 1):
+    for layer in run(dataclasses.replace(CONFIG, look_ahead=False), 1):
         np.testing.assert_allclose(layer.picture, 1)
+
+
+@pytest.mark.slow
+def test_a_single_token_that_looks_ahead_has_no_key_to_look_at():
+    for layer in run(CONFIG, 1):
+        np.testing.assert_array_equal(layer.picture, 0)
+        np.testing.assert_array_equal(layer.coverage.seen, 0)
 
 
 def test_an_empty_input_is_refused():

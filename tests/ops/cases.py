@@ -146,7 +146,7 @@ def dense(case, inputs, window):
 def call(kind, case, inputs):
     """The op of a kind ('lsh', 'local' or 'full') as a function of query, key (None if shared) and value."""
     if kind == "lsh":
-        return lambda query, key, value: lsh(case, inputs)(query, value)
+        return lambda query, key, value, **taps: lsh(case, inputs)(query, value, **taps)
     return {"local": local, "full": full}[kind](case, inputs)
 
 

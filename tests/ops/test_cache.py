@@ -33,21 +33,28 @@ def heads_first(x):
     return jnp.swapaxes(x, 1, 2)
 
 
+TAPS = jnp.broadcast_to(jnp.array([[0.7, -0.3], [1.2, 0.4]]), (BATCH, HEADS, 2))
+
+
 def token_by_token(plan, arrays, prompts, of_layer=None):
-    """Fills the second of two blocks with the prompts and decodes the rest: output at the place of every token."""
+    """Fills the second of two blocks with the prompts and decodes the rest: output at the place of every token.
+
+    Values that look ahead do so by `TAPS`.
+    """
+    taps = TAPS if plan.rule.looks_ahead else None
     arrays = jax.tree.map(heads_first, arrays)
     steps = LENGTH - int(prompts.max())
 
     @jax.jit
     def run(arrays):
         prompt = jax.tree.map(lambda x: x[:, :, : prompts.max()], arrays)
-        filled = ops.fill(plan, prompt, jnp.asarray(prompts), of_layer)
+        filled = ops.fill(plan, prompt._replace(taps=taps), jnp.asarray(prompts), of_layer)
         caches = Cache(*(None if x is None else jnp.stack([jnp.zeros_like(x), x]) for x in filled))
 
         def step(state, _):
             caches, position = state
             one = jax.tree.map(lambda x: jnp.take_along_axis(x, position[:, None, None, None], axis=2), arrays)
-            out, caches = ops.attend_next(plan, caches, 1, one, position, of_layer)
+            out, caches = ops.attend_next(plan, caches, 1, one._replace(taps=taps), position, of_layer)
             return (caches, position + 1), out[:, :, 0]
 
         return jax.lax.scan(step, (caches, jnp.asarray(prompts)), None, length=steps)[1]
@@ -75,6 +82,8 @@ def test_full_and_local_attention_equal_that_of_the_whole_sequence(before, share
     query, key, value = draw()
     key = None if shared else key
     rule = Rule(True, shared, **options)
+    if rule.looks_ahead:
+        options = options | {"taps": TAPS[0]}
     if before is None:
         plan = CachePlan(rule, LENGTH, LENGTH)
         expected = full_attention(query, key, value, **options)
@@ -97,6 +106,7 @@ def test_lsh_attention_within_buckets_equals_that_of_the_whole_sequence(num_hash
     buckets = hashing.hash_vectors(heads_first(query), of_layer, FACTORS)
     assert max(np.bincount(row).max() for row in np.asarray(buckets).reshape(-1, LENGTH)) <= 20  # a bucket fits
     options |= {"correct_duplicates": correct_duplicates, "looks_ahead": looks_ahead}
+    options |= {"taps": TAPS[0]} if looks_ahead else {}
     expected = lsh_attention(query, value, rotations=of_layer, **options)
     rule = Rule(True, True, looks_ahead=looks_ahead)
     plan = CachePlan(rule, LENGTH, LENGTH, table(correct_duplicates=correct_duplicates))

@@ -7,9 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer.ops import attention, look_ahead
+from reformer.ops import attention
 from tests import references
-from tests.ops.cases import BATCH, LENGTHS, WINDOWS, Case, arguments, call, cases, check, grid, make_inputs
+from tests.ops.cases import (
+    BATCH,
+    LENGTHS,
+    WINDOWS,
+    Case,
+    arguments,
+    call,
+    cases,
+    check,
+    dense,
+    grid,
+    make_inputs,
+    window,
+)
 
 KINDS = pytest.mark.parametrize("kind", ["lsh", "local", "full"])
 AHEAD = Case(looks_ahead=True)
@@ -46,6 +59,25 @@ def test_lsh_equals_dense_attention_with_every_option(x64, case):
 @cases(_ahead(shared=False, masked=True, rounds=0, rate=0.3))
 def test_separate_projections_look_ahead_too(x64, kind, case):
     check(kind, case)
+
+
+@KINDS
+@cases(_ahead(masked=True), slow=(_ahead(masked=True, rounds=1, rate=0.3), _ahead(length=1)))
+def test_taps_and_their_gradients_equal_those_of_dense_attention(x64, kind, case):
+    case = dataclasses.replace(case, rounds=case.rounds if kind == "lsh" else 0)
+    inputs = make_inputs(case)
+    taps = jnp.array([[0.7, -0.3], [1.2, 0.4]])
+    attend, reference = call(kind, case, inputs), dense(case, inputs, window(kind, case, inputs))
+
+    def op(query, value, taps):
+        return attend(query, None, value, taps=taps)
+
+    def expected_op(query, value, taps):
+        return reference(query, None, value, taps=taps)
+
+    args = (inputs.cotangent, inputs.query, inputs.value, taps)
+    actual, expected = (references.value_and_vjp(run, *args) for run in (op, expected_op))
+    references.assert_close(actual, expected, references.VALUE_TOLERANCE["float64"])
 
 
 @KINDS
@@ -104,13 +136,6 @@ def test_a_key_whose_next_token_is_hidden_is_not_used():
     np.testing.assert_allclose(out.ravel(), [0, 0, 0, 1000], rtol=1e-6)  # of keys 0, 1, 2 only the last has both
     out = attention.full_attention(query, None, value, looks_ahead=True)
     np.testing.assert_allclose(out.ravel(), [0, 10, 55, 370], rtol=1e-6)
-
-
-def test_a_shift_and_its_transpose_lose_only_the_first_value():
-    value = jnp.arange(6.0).reshape(1, 3, 2)
-    np.testing.assert_array_equal(look_ahead.shift(value), [[[2, 3], [4, 5], [0, 0]]])
-    transpose = jax.linear_transpose(look_ahead.shift, value)(value)[0]
-    np.testing.assert_array_equal(look_ahead.unshift(value), transpose)
 
 
 @pytest.mark.parametrize("options", [{"causal": False}, {"semantics": "huggingface"}])
