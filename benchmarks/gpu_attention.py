@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record, train_step
 from reformer import lsh_attention
-from reformer.ops import attention, hashing
+from reformer.ops import attention, hashing, planned
 from reformer.ops.masking import Rule
 from reformer.ops.plan import IMPLEMENTATIONS, Arrays, Context, chunked_plan
 from reformer.training import memory
@@ -78,7 +78,7 @@ def errors(length: int) -> list[list[str]]:
         def run(implementation, query, value, cotangent, context):
             rule = Rule(causal=True, shared=True, before=1)
             plan = chunked_plan(query.shape[2], CHUNK_LENGTH, rule, implementation=implementation)
-            return attention.attend_with_gradients(plan, Arrays(query, None, value), context, cotangent)
+            return planned.attend_with_gradients(plan, Arrays(query, None, value), context, cotangent)
 
         run = jax.jit(run, static_argnums=0)
         arguments = (query, value, cotangent, context)

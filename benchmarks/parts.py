@@ -22,7 +22,7 @@ from reformer.layers.attention import Fixed, plan_attention
 from reformer.layers.attention_residual import attention_residual
 from reformer.layers.feed_forward import feed_forward_residual
 from reformer.ops import attention as ops
-from reformer.ops import hashing
+from reformer.ops import hashing, planned
 from reformer.ops.plan import Arrays, Context
 
 NUM_KEYS = 128  # that a query sees: two chunks
@@ -50,9 +50,9 @@ def make_parts(config: ReformerConfig) -> dict[str, tuple]:
         fixed, residual = Fixed(None, rotations, seed), attention_residual(config, kind)
         of_layer = params[f"layer_{i}"]["attention"]
         linear = 2 * config.embed_dim * width * (3 if kind == "lsh" else 4)
-        parts[f"{kind} attention"] = (lambda a, c, p=plan: ops.attend(p, a, c), (arrays, context), attention_flop)
+        parts[f"{kind} attention"] = (lambda a, c, p=plan: planned.attend(p, a, c), (arrays, context), attention_flop)
         parts[f"{kind} attention with gradients"] = (
-            lambda a, c, d, p=plan: ops.attend_with_gradients(p, a, c, d),
+            lambda a, c, d, p=plan: planned.attend_with_gradients(p, a, c, d),
             (arrays, context, cotangent),
             3.5 * attention_flop,
         )

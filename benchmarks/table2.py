@@ -37,6 +37,7 @@ def make_config(preset: str, attention: str, correct_duplicates: bool):
     kind, _, num_hashes = attention.lower().partition("-")
     config.model.update(attention_pattern=(kind,), num_hashes=int(num_hashes or 1))
     config.model.lsh_correct_duplicates = correct_duplicates
+    config.model.look_ahead = False  # the paper's rule, in every preset
     return config
 
 

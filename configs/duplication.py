@@ -28,6 +28,7 @@ def get_config(preset: str = "") -> ConfigDict:
         max_length=1024,
         num_layers=1,
         attention_pattern=("lsh",),
+        look_ahead=False,
         share_query_key=True,
         embed_dim=256,
         mlp_dim=256,
@@ -43,6 +44,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.evaluation.update(every_steps=5000, batch_size=50)
     config.checkpoint.every_steps = 5000
     if preset in ("small", "tiny"):
+        config.model.look_ahead = None
         config.model.update(max_length=128, embed_dim=128, mlp_dim=128, head_dim=32, lsh_chunk_length=16)
         config.optimizer.update(learning_rate=0.003, warmup_steps=200)
         config.training.update(num_steps=1000, batch_size=32)

@@ -9,7 +9,7 @@ Result:   see docs/look_ahead.md
 Evaluations report bits per byte, and those of `repeats` alone: bytes whose 8-byte context last occurred more than
 `data.repeat_distance` bytes back, which is more than local layers see.
 
-Presets: `bytes_4k` (the default), `bytes_8k` and `bytes_16k`: the standard library's source in windows of so many bytes.
+Presets: `bytes_4k` (the default), `bytes_8k`, `bytes_16k`: the standard library's source in windows of so many bytes.
 `pairs`: associative recall, 1,024 tokens; what it is, and its sources, stand in reformer/data/recall.py. `tiny`: the
 same with 128 tokens, a minute on a laptop CPU.
 """
@@ -22,7 +22,7 @@ _WINDOWS = {"bytes_4k": 4096, "bytes_8k": 8192, "bytes_16k": 16_384}
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """Returns the experiment; `preset` is '' (as 'bytes_4k'), 'bytes_4k', 'bytes_8k', 'bytes_16k', 'pairs' or 'tiny'."""
+    """Returns the experiment; `preset` is '' (as 'bytes_4k') or one of those named above."""
     base.check_preset(preset, [*_WINDOWS, "pairs", "tiny"])
     config = base.get_config()
     config.model.update(
@@ -51,7 +51,7 @@ def get_config(preset: str = "") -> ConfigDict:
 def _bytes(config: ConfigDict, length: int) -> None:
     config.data.update(name="stdlib", valid_fraction=0.02, test_fraction=0.02, repeat_distance=128)
     config.model.max_length = length
-    config.training.update(num_steps=1500, batch_size=1, log_every_steps=20)
+    config.training.update(num_steps=1000, batch_size=1, log_every_steps=20)
     config.evaluation.update(every_steps=500, batch_size=1, num_hash_seeds=3)
     config.checkpoint.every_steps = 500
 

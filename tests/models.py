@@ -37,6 +37,7 @@ TINY = ReformerConfig(
     num_hashes=3,
     local_chunk_length=4,
     lsh_chunk_length=2,
+    look_ahead=False,
 )
 
 

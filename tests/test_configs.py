@@ -10,7 +10,9 @@ from configs import duplication as duplication_config
 from configs import electra as electra_config
 from configs import enwik8 as enwik8_config
 from configs import imagenet64 as imagenet64_config
+from configs import listops as listops_config
 from configs import masked as masked_config
+from configs import recall as recall_config
 from configs import stdlib as stdlib_config
 from configs import text as text_config
 from configs import translate as translate_config
@@ -27,6 +29,8 @@ EXPERIMENTS = [
     (electra_config, ["", "tiny"]),
     (duplication_config, ["", "paper", "small", "tiny"]),
     (masked_config, ["", "tiny"]),
+    (recall_config, ["", "bytes_4k", "bytes_8k", "bytes_16k", "pairs", "tiny"]),
+    (listops_config, ["", "arena", "small", "tiny"]),
     (classify_config, ["", "tiny"]),
     (translate_config, ["", "captions", "transformer", "documents", "documents_full", "tiny"]),
     (wmt_ende_config, ["", "base", "big", "tiny"]),
@@ -62,6 +66,16 @@ def test_all_experiments_have_the_same_fields():
     for module, presets in EXPERIMENTS:
         for preset in presets:
             assert settings.flatten(module.get_config(preset)).keys() == fields
+
+
+def test_presets_of_the_paper_have_its_values_and_all_other_causal_models_look_ahead():
+    for module, presets in EXPERIMENTS:
+        for preset in presets:
+            config = module.get_config(preset)
+            model, is_paper = settings.model_config(config), preset in ("paper", "full_attention")
+            is_default_of_paper = preset == "" and module in (enwik8_config, imagenet64_config, duplication_config)
+            is_plain = is_paper or is_default_of_paper or config.task.name == "translation" or not model.causal
+            assert model.looks_ahead != is_plain, (module.__name__, preset)
 
 
 def test_the_paper_preset_has_the_original_pattern_and_length():

@@ -1,9 +1,9 @@
 """Associative recall: pairs of a key and its value, where a key that comes again must be followed by the same value.
 
 A sequence is pairs k v. Each slot draws one of `num_pairs` pairs, so that the one before it of the same key stands at
-any distance, up to the whole length. Keys are ids from 0, values from `num_symbols`; which value belongs to which key is
-new in every sequence. Only the values of keys that have occurred before count in the loss and in the accuracy; a model
-that cannot look them up pays log2(num_symbols) bits for each.
+any distance, up to the whole length. Keys are ids from 0, values from `num_symbols`; which value belongs to which key
+is new in every sequence. Only the values of keys that have occurred before count in the loss and in the accuracy; a
+model that cannot look them up pays log2(num_symbols) bits for each.
 
 Source: Ba et al. 2016 (arXiv 1610.06258), section 4.1, associative retrieval; several queries in a sequence as in
 Arora et al. 2023, "Zoology" (arXiv 2312.04927), section 3.2.

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from reformer.ops import block as block_ops
 from reformer.ops import chunked, full, sorting
@@ -21,6 +22,19 @@ _QUERIES_AT_ONCE = 32
 _ALONE_BELOW = SCORE_FILLS["reformer"][1] / 2  # the log-normaliser of a token that has nothing but itself
 
 
+class Near(NamedTuple):
+    """The keys that a local layer shows: those of a query's own chunk and of some before and after it; static."""
+
+    chunk_length: int
+    before: int
+    after: int
+
+    def shows(self, key: Int[Array, " l"], query: Int[Array, ""]) -> Bool[Array, " l"]:
+        """True for the positions of keys that are shown to a query's position."""
+        distance = key // self.chunk_length - query // self.chunk_length
+        return (distance >= -self.before) & (distance <= self.after)
+
+
 class Coverage(NamedTuple):
     """Shares of the weight that full attention with the same queries and keys would give, means over queries.
 
@@ -29,12 +43,20 @@ class Coverage(NamedTuple):
       local: on the keys of local windows of the same size, by number of rounds.
       random: on as many keys chosen at random, by number of rounds.
       num_effective_keys: exp of the entropy of full attention's weights.
+      far: on keys that a local layer would not show.
+      far_seen: of those alone, the share on the ones that the layer shows, by number of rounds.
+      far_local: the share on the ones in local windows of the same size, by number of rounds.
+      far_random: the share if all keys had the same weight, by number of rounds.
     """
 
     seen: Float[Array, "*heads counts"]
     local: Float[Array, "*heads counts"]
     random: Float[Array, "*heads counts"]
     num_effective_keys: Float[Array, "*heads"]
+    far: Float[Array, "*heads"]
+    far_seen: Float[Array, "*heads counts"]
+    far_local: Float[Array, "*heads counts"]
+    far_random: Float[Array, "*heads counts"]
 
 
 def picture(
@@ -66,7 +88,12 @@ def picture(
 
 
 def coverage(
-    plan: Plan, arrays: Arrays, context: Context, counts: tuple[int, ...], queries: Int[Array, " sample"]
+    plan: Plan,
+    arrays: Arrays,
+    context: Context,
+    counts: tuple[int, ...],
+    queries: Int[Array, " sample"],
+    near: Near,
 ) -> Coverage:
     """How much of full attention's weight falls on the keys that a layer shows to its queries, if they have any.
 
@@ -79,6 +106,7 @@ def coverage(
       context: mask and order of the row, with at least max(counts) rounds.
       counts: numbers of rounds to measure; a layer without rounds shows the same keys for each.
       queries: positions to average over; full attention is computed for these alone.
+      near: what a local layer would show.
     """
     key = unit_keys(arrays.query) if arrays.key is None else arrays.key
     rule = plan.rule._replace(semantics="reformer", dropout_rate=0.0)
@@ -86,21 +114,29 @@ def coverage(
     find_windows = _windows(plan, context, len(key), counts)
 
     def measure(position):
-        windows = find_windows(position).astype(key.dtype)  # [2 counts, l]
+        windows, is_far = find_windows(position), ~near.shows(tokens.position, position)
+        sets = jnp.concatenate([windows, windows & is_far[None], is_far[None]]).astype(key.dtype)  # [4 counts + 1, l]
         # The second query scores all keys alike: what it gives to a window is the window's share of the keys.
         query = jnp.stack([arrays.query[position], jnp.zeros_like(key[0])])
-        value = jnp.concatenate([windows.T, key], axis=1)
+        value = jnp.concatenate([sets.T, key], axis=1)
         pairs = Pairs(Tokens(jnp.stack([position, position])[None]), jax.tree.map(lambda x: x[None], tokens))
         out, log_normalizer = block_ops.forward(rule, Block(query[None], key[None], value[None], pairs))
-        seen, local, mean_key = jnp.split(out[0, 0], (len(counts), 2 * len(counts)))
+        shares, (mean_key, _) = out[0, :, : len(sets)], out[0, :, len(sets) :]
         mean_score = query[0] @ mean_key * (1.0 if rule.shared else len(mean_key) ** -0.5)
         entropy = jnp.where(log_normalizer[0, 0] < _ALONE_BELOW, 0, log_normalizer[0, 0] - mean_score)
-        has_key = log_normalizer[0, 0] > NO_KEY_BELOW
-        return has_key, Coverage(seen, local, out[0, 1, : len(counts)], jnp.exp(entropy))
+        return log_normalizer[0, 0] > NO_KEY_BELOW, shares, jnp.exp(entropy)
 
-    has_key, by_query = jax.lax.map(measure, queries.astype(jnp.int32), batch_size=_QUERIES_AT_ONCE)
-    count = jnp.maximum(has_key.sum(), 1)
-    return jax.tree.map(lambda x: jnp.einsum("q,q...->...", has_key.astype(x.dtype), x) / count, by_query)
+    has_key, *by_query = jax.lax.map(measure, queries.astype(jnp.int32), batch_size=_QUERIES_AT_ONCE)
+    weight = has_key.astype(key.dtype) / jnp.maximum(has_key.sum(), 1)
+    (shares, by_number), num_effective_keys = (jnp.tensordot(weight, x, 1) for x in by_query)
+    seen, local, far_seen, far_local, (far,) = jnp.split(shares, len(counts) * np.arange(1, 5))
+    random, _, far_random, _, (far_by_number,) = jnp.split(by_number, len(counts) * np.arange(1, 5))
+    far_parts = (_share(far_seen, far), _share(far_local, far), _share(far_random, far_by_number))
+    return Coverage(seen, local, random, num_effective_keys, far, *far_parts)
+
+
+def _share(part, whole):
+    return part / jnp.where(whole > 0, whole, 1)
 
 
 def _windows(plan: Plan, context: Context, length: int, counts: tuple[int, ...]):

@@ -109,6 +109,7 @@ def measure(
         counts=tuple(sorted({*counts, config.num_hashes})),
         factors=num_buckets(len(tokens), config),
         within_bucket=config.lsh_within_bucket,
+        near=attention.Near(config.local_chunk_length, config.local_num_chunks_before, config.local_num_chunks_after),
     )
     rotations = _draw_rotations(config, options, rng)
     seen = _observe(config, variables, tokens, rotations)
@@ -129,6 +130,7 @@ class _Options(NamedTuple):
     counts: tuple[int, ...]
     factors: tuple[int, ...]
     within_bucket: bool
+    near: attention.Near
 
 
 def _draw_rotations(config: ReformerConfig, options: _Options, rng: PRNGKeyArray) -> list[Array]:
@@ -185,7 +187,8 @@ def _measure(plan: Plan, options: _Options, arrays: Arrays, context: Context, ro
     def measure_head(head):
         arrays, order, more_rounds = head
         picture = attention.picture(plan, arrays, Context(context.mask, order), options.num_tokens, options.num_pixels)
-        coverage = attention.coverage(plan, arrays, Context(context.mask, more_rounds), options.counts, queries)
+        seen_in_more = Context(context.mask, more_rounds)
+        coverage = attention.coverage(plan, arrays, seen_in_more, options.counts, queries, options.near)
         return picture, coverage
 
     return buckets, *jax.lax.map(measure_head, (wide, context.order, more_rounds))

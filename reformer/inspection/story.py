@@ -40,7 +40,10 @@ def draw_story(layer: Layer, symbols: Sequence[str], legend: str = "") -> Figure
     parts["sorted"].set_title("3. Attend within a few chunks (red frames), never ahead", fontsize=10, loc="left")
     parts["natural"].set_title("4. Undo the sort: the same weights, in sequence order", fontsize=10, loc="left")
     figure.colorbar(image, ax=[parts["sorted"], parts["natural"]], label="attention weight", shrink=0.7)
-    figure.supxlabel("A token attends to itself only if it has nothing else.  " + legend, fontsize=9)
+    itself = "A token attends to itself only if it has nothing else.  "
+    if layer.plan.rule.looks_ahead:
+        itself = "What a key gives is what came after it, so no token attends to itself.  "
+    figure.supxlabel(itself + legend, fontsize=9)
     figure.suptitle(f"LSH attention, step by step (layer {layer.depth}, first head, one hash round)", fontsize=14)
     return figure
 

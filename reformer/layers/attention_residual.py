@@ -11,6 +11,7 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.layers.attention import Fixed, SelfAttention, num_buckets, plan_attention, with_taps
 from reformer.ops import attention as ops
+from reformer.ops import planned
 from reformer.ops.dropout import fold, rows
 from reformer.ops.lengthwise import map_length
 from reformer.ops.plan import Arrays, Context, Order, Plan
@@ -168,7 +169,7 @@ def _sort(config: ReformerConfig, query_key, fixed: Fixed, keep_buckets: bool) -
 def _attend(plan: Plan, projected: Arrays, context: Context):
     _, batch_heads, _, of_context = _specs()
     run = sharding.shard_map(
-        lambda arrays, context: ops.attend(plan, arrays, context),
+        lambda arrays, context: planned.attend(plan, arrays, context),
         (batch_heads, of_context),
         batch_heads,
         check_axes=not plan.is_fused,
@@ -179,7 +180,7 @@ def _attend(plan: Plan, projected: Arrays, context: Context):
 def _attend_with_gradients(plan: Plan, projected: Arrays, context: Context, out_gradient):
     _, batch_heads, _, of_context = _specs()
     run = sharding.shard_map(
-        lambda arrays, context, gradient: ops.attend_with_gradients(plan, arrays, context, gradient),
+        lambda arrays, context, gradient: planned.attend_with_gradients(plan, arrays, context, gradient),
         (batch_heads, of_context, batch_heads),
         batch_heads,
         check_axes=not plan.is_fused,

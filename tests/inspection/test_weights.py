@@ -16,6 +16,7 @@ from tests import references
 from tests.ops.cases import CHUNK, FACTORS, Case, make_inputs, window
 
 COUNTS = (1, 2, 3)
+NEAR = attention.Near(4, 1, 0)
 TOLERANCE = references.VALUE_TOLERANCE["float32"]
 
 
@@ -101,30 +102,37 @@ def test_a_picture_of_a_long_input_needs_memory_for_its_length_not_for_its_squar
 
 
 def measure(plan, arrays, context, queries, counts=COUNTS):
-    run = jax.jit(attention.coverage, static_argnums=(0, 3))
-    return jax.tree.map(np.asarray, run(plan, arrays, context, counts, jnp.asarray(queries)))
+    run = jax.jit(attention.coverage, static_argnums=(0, 3, 5))
+    return jax.tree.map(np.asarray, run(plan, arrays, context, counts, jnp.asarray(queries), NEAR))
 
 
 def dense_coverage(kind, case, inputs, queries):
-    """Shares on what is seen and on as many random keys, by number of rounds, and the effective number of keys."""
+    """Shares on what is seen and on random keys, by number of rounds; those of far keys; effective number of keys."""
     key = None if case.shared else inputs.key
-    attend = jax.jit(partial(references.attention_weights, causal=case.causal))
+    options = {"causal": case.causal, "looks_ahead": case.looks_ahead}
+    attend = jax.jit(partial(references.attention_weights, **options))
     weights = np.asarray(attend(inputs.query, key, references.full_window(case.length))[0, 0, 0], np.float64)[queries]
     in_window = np.asarray(window(kind, case, inputs))[0, 0]
     can_see = weights > 0
-    seen, random = [], []
+    chunks = np.arange(case.length) // 4
+    is_far = (chunks < chunks[queries][:, None] - 1) | (chunks > chunks[queries][:, None])
+    seen, random, far_seen, far_random = [], [], [], []
     for count in COUNTS:
         is_seen = in_window[:count].any(0)[queries] & can_see
         seen.append((weights * is_seen).sum(1).mean())
         random.append((is_seen.sum(1) / can_see.sum(1)).mean())
+        far_seen.append((weights * is_seen * is_far).sum() / (weights * is_far).sum())
+        shares = [(x & is_far & can_see).sum(1) / can_see.sum(1) for x in (is_seen, can_see)]
+        far_random.append(shares[0].sum() / shares[1].sum())
     entropy = -np.sum(weights * np.log(np.where(can_see, weights, 1)), axis=1)
-    return seen, random, np.exp(entropy).mean()
+    return seen, random, far_seen, far_random, np.exp(entropy).mean()
 
 
 @pytest.mark.parametrize(
     ("kind", "case"),
     [
         ("lsh", Case(dtype="float32", rounds=3)),
+        ("lsh", Case(dtype="float32", rounds=3, looks_ahead=True)),
         ("lsh", Case(dtype="float32", rounds=3, within_bucket=True)),
         ("lsh", Case(dtype="float32", rounds=3, causal=False, after=1)),
         ("local", Case(dtype="float32", rounds=0, shared=False)),
@@ -133,11 +141,13 @@ def dense_coverage(kind, case, inputs, queries):
 )
 def test_coverage_is_the_share_of_dense_full_attention_on_the_keys_that_are_seen(kind, case):
     plan, arrays, context, inputs = row(kind, case)
-    queries = np.arange(0, case.length, 3)
+    queries = np.arange(1, case.length, 3)
     actual = measure(plan, arrays, context, queries)
-    seen, random, num_effective_keys = dense_coverage(kind, case, inputs, queries)
+    seen, random, far_seen, far_random, num_effective_keys = dense_coverage(kind, case, inputs, queries)
     references.assert_close(actual.seen, np.array(seen), TOLERANCE)
     references.assert_close(actual.random, np.array(random), TOLERANCE)
+    references.assert_close(actual.far_seen, np.array(far_seen), TOLERANCE)
+    references.assert_close(actual.far_random, np.array(far_random), TOLERANCE)
     references.assert_close(actual.num_effective_keys, np.array(num_effective_keys), TOLERANCE)
 
 

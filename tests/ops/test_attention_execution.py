@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from reformer.ops import attention, dropout, hashing, masking, plan
+from reformer.ops import attention, dropout, hashing, masking, plan, planned
 from tests import references
 from tests.ops.cases import (
     BATCH,
@@ -142,7 +142,7 @@ def test_output_and_gradients_together_equal_autodiff_of_the_public_op(x64, kind
     if case.rate:
         seeds = attention.dropout_seeds(dropout.draw_seed(DROPOUT_RNG), BATCH, HEADS)
     context = plan.Context(inputs.mask, order, seeds)
-    run = jax.jit(functools.partial(attention.attend_with_gradients, _plan(kind, case)))
+    run = jax.jit(functools.partial(planned.attend_with_gradients, _plan(kind, case)))
     out, gradients = swap_heads(run(swap_heads(plan.Arrays(*args)), context, swap_heads(inputs.cotangent)))
     expected = references.value_and_vjp(call(kind, case, inputs), inputs.cotangent, *args)
     references.assert_close((out, gradients), expected, references.VALUE_TOLERANCE["float64"])

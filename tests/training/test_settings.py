@@ -1,5 +1,7 @@
 """Validation, comparison and storage of configs."""
 
+import json
+
 import pytest
 
 from configs import base
@@ -73,3 +75,12 @@ def test_a_damaged_config_is_named(tmp_path):
 def test_a_stored_field_that_no_longer_exists_is_named():
     with pytest.raises(ValueError, match=r"config.json: model.depth=3 does not fit configs/base.py"):
         settings.update(base.get_config(), {"model": {"depth": 3}})
+
+
+def test_a_run_that_is_older_than_look_ahead_has_none(tmp_path):
+    stored = settings.as_json(base.get_config())
+    del stored["model"]["look_ahead"], stored["model"]["share_query_key"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    model = settings.model_config(settings.read(tmp_path))
+    assert not model.looks_ahead and not model.shares_query_key
+    assert settings.model_config(base.get_config()).looks_ahead
