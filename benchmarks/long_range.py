@@ -10,6 +10,7 @@ Commands: python benchmarks/long_range.py --config configs/recall.py --seeds 0 1
 """
 
 import argparse
+import copy
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from configs import base
 from reformer.training import command_line, evaluation, loop, metrics, settings
 
 ROUNDS = (1, 2, 4, 8, 16)
+_TRIAL_STEPS = 20  # that tell how long a step takes
 PAPER = {"look_ahead": False}
 # What a kind has in the place of the LSH layers of the config's pattern, and further fields of the model.
 KINDS: dict[str, tuple[str, dict]] = {
@@ -53,9 +55,13 @@ def train(arguments: argparse.Namespace, overrides: list[str], kind: str, seed: 
     """Trains a kind, or continues, for the steps of the config or, if given, for so many seconds of steps."""
     config = configure(arguments, overrides, kind, seed)
     if seconds is not None:
+        trial = copy.deepcopy(config)
+        trial.training.update(num_steps=_TRIAL_STEPS, log_every_steps=5)
+        trial.optimizer.warmup_steps = 0
+        trial_dir = arguments.workdir / f"{kind}-{seed}-trial"
+        loop.train(loop.prepare(trial, str(trial_dir)))
         tokens = config.training.batch_size * settings.window_length(config)
-        per_step = step_seconds(arguments.workdir / f"{kind}-{seed}", tokens)
-        config.training.num_steps = round(seconds / per_step)
+        shorten(config, round(seconds / step_seconds(trial_dir, tokens)))
     suffix = "" if seconds is None else f"-{config.training.num_steps}"
     workdir = arguments.workdir / f"{kind}-{seed}{suffix}"
     run = loop.prepare(config, str(workdir))
@@ -65,6 +71,12 @@ def train(arguments: argparse.Namespace, overrides: list[str], kind: str, seed: 
     row |= {"step_seconds": step_seconds(workdir, tokens), "bits": result[f"bits_per_{unit}"]}
     row |= {name: result[name] for name in ("repeats", "accuracy") if name in result}
     return row | {"workdir": str(workdir)}
+
+
+def shorten(config: ConfigDict, num_steps: int) -> None:
+    """Sets the number of steps, of which at most a fifth warm up."""
+    config.training.num_steps = num_steps
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_steps // 5)
 
 
 def step_seconds(workdir: Path, tokens_per_step: int) -> float:
