@@ -57,8 +57,19 @@ def prepare(arrays: Arrays, context: Context) -> tuple[Arrays, Context]:
 
 def undo(arrays: Arrays, gradients: Arrays) -> Arrays:
     """The cotangents of the arrays from those of the prepared ones."""
-    value, taps = jax.vjp(mix, arrays.value, arrays.taps)[1](gradients.value)
-    return gradients._replace(value=value, taps=taps)
+    of_mixed, value, taps = gradients.value, arrays.value, arrays.taps
+    if taps is not None:
+        wide = value.astype(of_mixed.dtype)
+        of_taps = [_sum(of_mixed[..., :-1, :] * wide[..., 1:, :]), _sum(of_mixed * wide)]
+        # The values are read first, by a dependency that XLA sees: their cotangent can take their place without a copy.
+        of_mixed = of_mixed + 0 * sum(of_taps)[..., None, None]
+        taps = jnp.stack(of_taps, axis=-1).astype(taps.dtype)
+    of_value = jax.vjp(lambda value: mix(value, arrays.taps), value)[1](of_mixed.astype(value.dtype))[0]
+    return gradients._replace(value=of_value, taps=taps)
+
+
+def _sum(products):
+    return jnp.sum(products, axis=(-2, -1))
 
 
 def _both_real(mask: Bool[Array, "*rows l"]) -> Bool[Array, "*rows l"]:
