@@ -18,6 +18,7 @@ from reformer.electra_models import Discriminator, Generator, Lot, generator_con
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated
 from reformer.ops.dropout import draw_seed
+from reformer.ops.losses import widen
 from reformer.ops.replacement import number_places
 
 # What the generator takes from the discriminator, and the parts of the parameters that this means.
@@ -228,6 +229,7 @@ def problems(config: ReformerConfig, generator_scale: float | int, share: str) -
 
 def _per_example(weights, mask):
     """Scales the weights of each example's targets to sum to its number of real tokens; it may have no targets."""
+    weights = widen(weights)
     real = jnp.ones_like(weights) if mask is None else mask.astype(weights.dtype)
     weights = weights * real
     sums = jnp.sum(weights, axis=1, keepdims=True)

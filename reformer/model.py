@@ -10,7 +10,7 @@ from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
 from reformer.layers.stack import Observer
 from reformer.ops.dropout import dropout, rows
-from reformer.ops.losses import check_targets, chunked_cross_entropy, chunked_scores
+from reformer.ops.losses import check_targets, chunked_cross_entropy, chunked_scores, widen
 from reformer.sharding import constrain
 from reformer.trunk import Encoded, Rotations, Streams, Trunk, merge_streams
 
@@ -189,8 +189,7 @@ def _logits(config: ReformerConfig, num_outputs: int, params, streams, row, seed
     if seed is not None:
         hidden = dropout(hidden, config.dropout_rate, seed, row)
     logits: Any = dense(config, num_outputs, parent=None).apply({"params": params["head"]}, hidden)
-    logits = constrain(logits, "act_batch", "act_length", "act_vocab")
-    return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    return widen(constrain(logits, "act_batch", "act_length", "act_vocab"))
 
 
 def _weights(weights, mask, streams: Streams):
