@@ -79,6 +79,10 @@ class SequenceClassifier(Trunk):
         self.head_hidden = dense(self.config, self.config.embed_dim)
         self.head = dense(self.config, self.num_labels)
 
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(self.head_hidden(hidden))
+
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
@@ -159,6 +163,10 @@ class QuestionAnswerer(Trunk):
         """Declares the parts."""
         super().setup()
         self.head = dense(self.config, 2)
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(hidden)
 
     def __call__(
         self,

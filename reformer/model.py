@@ -41,6 +41,10 @@ class TokenModel(Trunk):
         super().setup()
         self.head = dense(self.config, self.num_outputs)
 
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(hidden)
+
     @property
     def num_outputs(self) -> int:
         """Logits of a token."""
@@ -167,7 +171,7 @@ class TokenModel(Trunk):
 
     def _head_params(self):
         if self.is_initializing():
-            self.head(self.norm(jnp.zeros((1, 1, self.config.output_dim))))
+            self.create_head(self.norm(jnp.zeros((1, 1, self.config.output_dim))))
         return {name: self.variables["params"][name] for name in ("norm", "head")}
 
 

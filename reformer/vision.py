@@ -57,10 +57,13 @@ class ReformerViT(Trunk):
         """One vector for each patch."""
         return PatchEmbeddings(self.config, self._grid, self.patch_order, self._has_class_token)
 
-    def create(self) -> None:
-        """Visits every parameter, to create them: `model.init(rng, method='create')`."""
-        streams, _ = self.run(jnp.zeros((1, 1, 3 * self.patch_size**2)))
-        self._logits(streams, None, None)
+    def example(self) -> Array:
+        """A black patch."""
+        return jnp.zeros((1, 1, 3 * self.patch_size**2))
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(hidden)
 
     def __call__(
         self,
