@@ -18,7 +18,9 @@ from reformer.electra_models import Discriminator, Generator, Lot, generator_con
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated
 from reformer.ops.dropout import draw_seed
+from reformer.ops.losses import widen
 from reformer.ops.replacement import number_places
+from reformer.trunk import may_draw
 
 # What the generator takes from the discriminator, and the parts of the parameters that this means.
 SHARED_PARTS = {"embeddings": ("embeddings",), "all": ("embeddings", "stack", "norm"), "none": ()}
@@ -70,7 +72,7 @@ class ReformerElectra(nn.Module):
 
     @nn.compact
     def create(self) -> None:
-        """Visits every parameter, to create them: `model.init(rng, method='create')`."""
+        """Visits every parameter, to create them and compute nothing: `model.init(rng, method='create')`."""
 
         def create(model, without):
             def init(rng):
@@ -81,6 +83,12 @@ class ReformerElectra(nn.Module):
 
         self.param("discriminator", create(self.discriminator, ()))
         self.param("generator", create(self.generator, SHARED_PARTS[self.share]))
+
+    def _params(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The parameters of the generator and of the discriminator."""
+        if self.is_initializing() and not self.has_variable("params", "discriminator"):
+            self.create()
+        return self.split(self.variables["params"])
 
     def split(self, params) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the parameters of the generator and of the discriminator, each complete."""
@@ -111,7 +119,7 @@ class ReformerElectra(nn.Module):
         Raises:
           ValueError: the sequence is too long, or there is no rng named 'hash', for the draws and the LSH rotations.
         """
-        generator, discriminator = self.split(self.variables["params"])
+        generator, discriminator = self._params()
         (nats, _), drawn = self.generator.apply(
             {"params": generator},
             tokens,
@@ -158,7 +166,7 @@ class ReformerElectra(nn.Module):
           ValueError: as in `loss`.
         """
         (nats, right, weight), *inputs = self._score_generator(tokens, targets, weights, mask)
-        _, params = self.split(self.variables["params"])
+        _, params = self._params()
         found: Any = self.discriminator.apply(
             {"params": params}, *inputs, mask=mask, look=look, method="score", rngs=self._rngs()
         )
@@ -186,7 +194,7 @@ class ReformerElectra(nn.Module):
         return seen, labels
 
     def _score_generator(self, tokens, targets, weights, mask):
-        params, _ = self.split(self.variables["params"])
+        params, _ = self._params()
         sums, drawn = self.generator.apply(
             {"params": params},
             tokens,
@@ -200,13 +208,13 @@ class ReformerElectra(nn.Module):
         return sums, *_replace(targets, drawn, weights, mask)
 
     def _lot(self, targets, weights, mask) -> Lot:
-        if not self.has_rng("hash"):
+        if not may_draw(self, "hash"):
             raise ValueError("Replacements are drawn with rngs={'hash': key}, also when deterministic. Pass a key.")
         seed = draw_seed(self.make_rng("hash"))
         return Lot(seed, number_places(seed, 2 * targets + (weights > 0), mask), self.temperature)
 
     def _rngs(self) -> dict[str, jax.Array]:
-        return {name: self.make_rng(name) for name in ("hash", "dropout") if self.has_rng(name)}
+        return {name: self.make_rng(name) for name in ("hash", "dropout") if may_draw(self, name)}
 
 
 def problems(config: ReformerConfig, generator_scale: float | int, share: str) -> Iterator[str]:
@@ -228,6 +236,7 @@ def problems(config: ReformerConfig, generator_scale: float | int, share: str) -
 
 def _per_example(weights, mask):
     """Scales the weights of each example's targets to sum to its number of real tokens; it may have no targets."""
+    weights = widen(weights)
     real = jnp.ones_like(weights) if mask is None else mask.astype(weights.dtype)
     weights = weights * real
     sums = jnp.sum(weights, axis=1, keepdims=True)

@@ -48,7 +48,7 @@ class ReformerEncoderDecoder(nn.Module):
         self.encoder = _Encoder(of_encoder, self.decoder.embeddings if self.share_embeddings else None)
 
     def create(self) -> None:
-        """Visits every parameter, to create them: `model.init(rng, method='create')`."""
+        """Visits every parameter, to create them and compute nothing: `model.init(rng, method='create')`."""
         self.decoder.create()
         self.encoder.create()
 

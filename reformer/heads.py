@@ -14,7 +14,7 @@ from reformer.layers.linear import dense
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated, TokenModel
 from reformer.ops.dropout import dropout, fold, rows
-from reformer.ops.losses import check_targets, cross_entropy
+from reformer.ops.losses import check_targets, cross_entropy, widen
 from reformer.trunk import POOLINGS, Rotations, Streams, Trunk, merge_streams
 
 
@@ -78,6 +78,10 @@ class SequenceClassifier(Trunk):
         super().setup()
         self.head_hidden = dense(self.config, self.config.embed_dim)
         self.head = dense(self.config, self.num_labels)
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(self.head_hidden(hidden))
 
     def __call__(
         self,
@@ -144,7 +148,7 @@ class SequenceClassifier(Trunk):
         hidden = jnp.tanh(self.head_hidden(pooled))
         if seed is not None:
             hidden = _dropout(self.config, hidden, fold(seed, 1))
-        return _wide(self.head(hidden))
+        return widen(self.head(hidden))
 
 
 class QuestionAnswerer(Trunk):
@@ -159,6 +163,10 @@ class QuestionAnswerer(Trunk):
         """Declares the parts."""
         super().setup()
         self.head = dense(self.config, 2)
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(hidden)
 
     def __call__(
         self,
@@ -230,7 +238,7 @@ class QuestionAnswerer(Trunk):
         hidden = self.norm(merge_streams(self.config, streams))
         if seed is not None:
             hidden = dropout(hidden, self.config.dropout_rate, seed, rows(hidden))
-        return jnp.moveaxis(_wide(self.head(hidden)), -1, 1)
+        return jnp.moveaxis(widen(self.head(hidden)), -1, 1)
 
     def _real_logits(self, streams: Streams, mask, seed) -> Float[Array, "batch 2 length"]:
         logits = self._logits(streams, seed)
@@ -258,10 +266,6 @@ def check_labels(labels: Any, num_labels: int, what: str = "label") -> None:
         )
 
 
-def _wide(logits: jax.Array) -> jax.Array:
-    return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
-
-
 def _dropout(config, x: Float[Array, "batch features"], seed):
     return dropout(x, config.dropout_rate, seed, jnp.arange(len(x)))
 
@@ -287,5 +291,5 @@ def _span_weights(targets, weights, tokens, mask) -> Float[Array, "batch 2"]:
     is_inside = (targets >= 0) & (targets < length)
     if mask is not None:
         is_inside &= jnp.take_along_axis(mask, jnp.clip(targets, 0, length - 1), axis=1)
-    weights = jnp.ones(len(targets)) if weights is None else weights
+    weights = jnp.ones(len(targets)) if weights is None else widen(weights)
     return is_inside * weights[:, None]

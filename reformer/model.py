@@ -11,7 +11,7 @@ from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
 from reformer.layers.stack import Observer
 from reformer.ops.dropout import dropout, rows
-from reformer.ops.losses import check_targets, chunked_cross_entropy, chunked_scores
+from reformer.ops.losses import check_targets, chunked_cross_entropy, chunked_scores, widen
 from reformer.sharding import constrain
 from reformer.trunk import Encoded, Rotations, Streams, Trunk, merge_streams
 
@@ -41,6 +41,10 @@ class TokenModel(Trunk):
         """Declares the parts."""
         super().setup()
         self.head = dense(self.config, self.num_outputs)
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(hidden)
 
     @property
     def num_outputs(self) -> int:
@@ -175,7 +179,7 @@ class TokenModel(Trunk):
 
     def _head_params(self):
         if self.is_initializing():
-            self.head(self.norm(jnp.zeros((1, 1, self.config.output_dim))))
+            self.create_head(self.norm(jnp.zeros((1, 1, self.config.output_dim))))
         return {name: self.variables["params"][name] for name in ("norm", "head")}
 
 
@@ -197,8 +201,7 @@ def _logits(config: ReformerConfig, num_outputs: int, params, streams, row, seed
     if seed is not None:
         hidden = dropout(hidden, config.dropout_rate, seed, row)
     logits: Any = dense(config, num_outputs, parent=None).apply({"params": params["head"]}, hidden)
-    logits = constrain(logits, "act_batch", "act_length", "act_vocab")
-    return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    return widen(constrain(logits, "act_batch", "act_length", "act_vocab"))
 
 
 def _weights(weights, mask, streams: Streams):

@@ -57,8 +57,17 @@ class Trunk(nn.Module):
         return Embeddings(self.config)
 
     def create(self) -> None:
-        """Visits every parameter, to create them: `model.init(rng, method='create')`."""
-        self(jnp.zeros((1, 1), jnp.int32))
+        """Visits every parameter, to create them and compute nothing: `model.init(rng, method='create')`."""
+        self.stack(self.embed(self.example()))
+        self.create_head(self.norm(jnp.zeros((1, 1, self.config.output_dim))))
+
+    def example(self) -> Array:
+        """The shortest input that `run` takes."""
+        return jnp.zeros((1, 1), jnp.int32)
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head; the trunk has none."""
+        del hidden
 
     def run(
         self,
@@ -95,7 +104,6 @@ class Trunk(nn.Module):
         x = constrain(x, "act_batch", "act_length", "act_embed")
         if self.is_initializing():
             self.stack(x[:1, :1])
-            return (x[:, :length], x[:, :length]), None
         _check_encoded(config, len(x), encoded)
         fixed = self._fixed(x.shape[1], mask, rotations, seed, None if encoded is None else encoded.mask)
         context = () if encoded is None else constrain(encoded.hidden, "act_batch", "replicated", "act_embed")
@@ -119,9 +127,9 @@ class Trunk(nn.Module):
         config = self.config
         kinds = [*config.attention_pattern, *(["cross"] if config.cross_attention else [])]
         rates = [config.dropout_rate, *map(config.attention_weights_dropout_rate, kinds)]
-        if deterministic or not any(rates) or self.is_initializing():
+        if deterministic or not any(rates):
             return None
-        if not self.has_rng("dropout"):
+        if not may_draw(self, "dropout"):
             raise ValueError("deterministic=False with dropout needs rngs={'dropout': key}.")
         return draw_seed(self.make_rng("dropout"))
 
@@ -157,7 +165,7 @@ class Trunk(nn.Module):
             return []
         factors = num_buckets(length, config)
         if rotations is None:
-            if not self.has_rng("hash"):
+            if not may_draw(self, "hash"):
                 raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
             drawn = draw_rotations(config, factors, self.make_rng("hash"))
             return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
@@ -239,6 +247,11 @@ class Trunk(nn.Module):
             return jnp.mean(hidden, axis=1)
         counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
         return jnp.sum(jnp.where(mask[..., None], hidden, 0), axis=1) / counts
+
+
+def may_draw(module: nn.Module, name: str) -> bool:
+    """Whether `module.make_rng(name)` gives a key; while parameters are created, theirs stands in for a missing one."""
+    return module.has_rng(name) or module.is_initializing()
 
 
 def merge_streams(

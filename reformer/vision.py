@@ -13,6 +13,7 @@ from reformer.layers.patches import PatchEmbeddings
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated
 from reformer.ops.dropout import dropout
+from reformer.ops.losses import widen
 from reformer.ops.patches import ORDERS, Grid, cut, visiting_order
 from reformer.sharding import constrain
 from reformer.trunk import POOLINGS, Rotations, Streams, Trunk
@@ -56,10 +57,13 @@ class ReformerViT(Trunk):
         """One vector for each patch."""
         return PatchEmbeddings(self.config, self._grid, self.patch_order, self._has_class_token)
 
-    def create(self) -> None:
-        """Visits every parameter, to create them: `model.init(rng, method='create')`."""
-        streams, _ = self.run(jnp.zeros((1, 1, 3 * self.patch_size**2)))
-        self._logits(streams, None, None)
+    def example(self) -> Array:
+        """A black patch."""
+        return jnp.zeros((1, 1, 3 * self.patch_size**2))
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(hidden)
 
     def __call__(
         self,
@@ -145,7 +149,7 @@ class ReformerViT(Trunk):
         logits = self._logits(streams, mask, None)
         nats, right, weight = label_sums(logits, targets, weights)
         is_near = _rank(logits, targets) < 5
-        near = jnp.sum(is_near if weights is None else is_near * weights)
+        near = jnp.sum(is_near if weights is None else is_near * widen(weights))
         return Evaluated(nats, right, weight, {"top_5_accuracy": (near.astype(weight.dtype), weight)}, seen)
 
     @property
@@ -176,8 +180,7 @@ class ReformerViT(Trunk):
         pooled = self.pool(streams, mask, self.pooling)
         if seed is not None:
             pooled = dropout(pooled, self.config.dropout_rate, seed, jnp.arange(pooled.shape[0]))
-        logits = constrain(self.head(pooled), "act_batch", "act_vocab")
-        return logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+        return widen(constrain(self.head(pooled), "act_batch", "act_vocab"))
 
 
 def problems(config: ReformerConfig, image_size: int, patch_size: int, pooling: str, patch_order: str) -> Iterator[str]:

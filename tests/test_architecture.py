@@ -26,7 +26,7 @@ ALLOWED = {
     "trunk": LEAVES | {"ops", "layers"},
     "model": LEAVES | {"ops", "layers", "trunk"},
     "electra_models": LEAVES | {"ops", "layers", "trunk", "model"},
-    "electra": LEAVES | {"ops", "layers", "model", "electra_models"},
+    "electra": LEAVES | {"ops", "layers", "trunk", "model", "electra_models"},
     "heads": LEAVES | {"ops", "layers", "trunk", "model"},
     "encoder_decoder": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
     "decoding": LEAVES | {"ops", "layers", "trunk", "model"},

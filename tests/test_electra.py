@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer import ReformerConfig, sharding
+from reformer import ReformerConfig, electra, sharding
 from reformer.electra import ReformerElectra
 from reformer.electra_models import generator_config
 
@@ -260,6 +260,11 @@ def test_every_parameter_has_axes_and_the_projection_is_split_where_embeddings_a
 def test_what_cannot_be_is_refused_with_a_repair(fields, message):
     with pytest.raises(ValueError, match=message):
         ReformerElectra(**{"config": CONFIG, **fields})
+
+
+def test_examples_with_bfloat16_weights_weigh_their_number_of_tokens():
+    weights = electra._per_example(jnp.ones((1, 1021), jnp.bfloat16), None)
+    assert float(jnp.sum(weights)) == 1021
 
 
 def test_a_draw_needs_a_key():

@@ -239,6 +239,16 @@ def test_spans_outside_the_real_tokens_do_not_count():
     assert weight == 3
 
 
+def test_bfloat16_weights_of_spans_are_summed_in_float32():
+    ones = jnp.ones(1021, jnp.bfloat16)
+    targets = jnp.zeros((1021, 2), jnp.int32)
+    weights = heads._span_weights(targets, ones, jnp.zeros((1021, 3), jnp.int32), None)
+    assert float(jnp.sum(jnp.min(weights, axis=1))) == 1021
+    assert [float(x) for x in heads.label_sums(jnp.zeros((1021, 2, 3)), targets, ones[:, None] * weights)[1:]] == [
+        2042
+    ] * 2
+
+
 def test_a_whole_span_is_exact_if_start_and_end_are_right():
     logits = [jnp.where(MASK, x, -jnp.inf) for x in apply("span")]
     best = jnp.stack([x.argmax(axis=1) for x in logits], axis=1)

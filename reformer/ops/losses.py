@@ -12,6 +12,11 @@ from reformer.ops.dropout import rows
 from reformer.ops.lengthwise import scan_length
 
 
+def widen(x: jax.Array) -> jax.Array:
+    """The array in at least float32, as what is normalised or summed up must be: bfloat16 counts to 256."""
+    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+
+
 def check_targets(targets, weights, shape: tuple[int, ...]) -> None:
     """Raises a ValueError unless targets, and weights if there are any, have a shape: others would be broadcast."""
     for name, x in (("targets", targets), ("weights", weights)):
@@ -30,7 +35,7 @@ def cross_entropy(
       smoothing: the share of every target that is spread evenly over all ids (Szegedy et al. 2015, arXiv 1512.00567,
         section 7).
     """
-    logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    logits = widen(logits)
     logits -= jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
     # A comparison instead of a gather, whose transpose would be a scatter.
@@ -84,15 +89,15 @@ def chunked_scores(
       weights: as there.
 
     Returns:
-      Sums over all targets: weight * nats, weight where the target has the largest logit, weight.
+      Sums over all targets, in at least float32: weight * nats, weight where the target has the largest logit, weight.
     """
 
     def score(params, chunk):
         inputs, row, targets, weights = chunk
         logits = logits_fn(params, inputs, row, None)
-        is_first = jnp.argmax(logits, axis=-1) == targets
-        sums = (cross_entropy(logits, targets), is_first.astype(weights.dtype), jnp.ones_like(weights))
-        return tuple(jnp.sum(x * weights) for x in sums), ()
+        nats, is_first = cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
+        weights = weights.astype(nats.dtype)
+        return tuple(jnp.sum(x) for x in (nats * weights, is_first * weights, weights)), ()
 
     return _sum_chunks(score, chunk_length, params, inputs, targets, weights)[0]
 

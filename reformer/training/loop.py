@@ -12,6 +12,7 @@ from reformer.tasks import registry
 from reformer.training import (
     batches,
     checkpoint,
+    continuation,
     disk,
     faults,
     fine_tuning,
@@ -100,6 +101,8 @@ def train(run: Run) -> dict[str, Any]:
         guard = Guard(run.data.unit, parameter_names(trained), run.config.training.max_skipped_updates, num_skipped)
         machinery = Machinery(iterator, checkpoints, journal, progress, profiler, guard, watchdog, stopper)
         progress.say(_introduction(run, train_state))
+        for line in continuation.describe(run, checkpoints, first_step):
+            progress.say(line)
         stopper.check(first_step)
         milestones = Milestones(run, machinery)
         milestones.catch_up(train_state)
@@ -141,6 +144,7 @@ def _run_steps(
         return train_state
     train_step = _compile_and_say(run, machinery, programs)
     machinery.stopper.check(first - 1)
+    continuation.keep(run, machinery.checkpoints, machinery.journal, first - 1)
     tokens_per_step = config.batch_size * settings.window_length(run.config)
     reader = metrics.StepReader(
         machinery.journal, machinery.progress, machinery.guard, tokens_per_step, config.log_every_steps

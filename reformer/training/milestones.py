@@ -41,10 +41,15 @@ class Milestones:
         """Evaluates a state that was restored, if the run was stopped within its evaluation."""
         step = int(train_state.step)
         if step and self._is_evaluated(step) and not self._machinery.checkpoints.metrics(step):
-            self.visit(train_state, step)
+            self.visit(train_state, step, self._machinery.checkpoints.meta(step).get("config"))
 
-    def visit(self, train_state: TrainState, step: int) -> None:
+    def visit(self, train_state: TrainState, step: int, config: dict[str, Any] | None = None) -> None:
         """Evaluates the state if it is the step for it, and saves a checkpoint with the scores.
+
+        Args:
+          train_state: After `step`.
+          step: Its number.
+          config: Of that step; None = the run's.
 
         Raises:
           FloatingPointError: If the loss is not finite. Nothing is saved.
@@ -52,7 +57,11 @@ class Milestones:
         """
         machinery = self._machinery
         self._scores = self._evaluate(train_state.params, step)
-        meta = {"step": step, "data": self._run.data.fingerprint, "config": settings.as_json(self._run.config)}
+        meta = {
+            "step": step,
+            "data": self._run.data.fingerprint,
+            "config": config or settings.as_json(self._run.config),
+        }
         meta[NUM_SKIPPED] = machinery.guard.num_skipped
         bits = None if self._scores is None else self._scores.bits
         ranks = registry.lowest_loss_is_best(self._run.config.task)

@@ -12,6 +12,7 @@ from reformer.training import agreement, disk, lock, settings
 from reformer.training.checkpoint import NAME as CHECKPOINTS
 from reformer.training.checkpoint import Checkpoints
 
+CONFIG = "config.json"
 # What a run may change when it continues. Everything else decides what the run is.
 FREE_GROUPS = ("evaluation", "checkpoint", "sharding")
 FIXED_FIELDS = ("evaluation.max_examples", "evaluation.hash_seed")  # losses are compared, to know the best
@@ -36,10 +37,10 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir={workdir} is a file. Name a directory.")
     # What a run leaves that was killed before its config was there.
-    beginnings = {"config.json.tmp", lock.NAME, disk.PROBE}
+    beginnings = {f"{CONFIG}.tmp", lock.NAME, disk.PROBE}
     if not workdir.exists() or not {path.name for path in workdir.iterdir()} - beginnings:
         return
-    if not (workdir / "config.json").exists():
+    if not (workdir / CONFIG).exists():
         raise ValueError(f"workdir={workdir} holds files but no config.json, so no run of train.py. Name another one.")
     changes = settings.differences(settings.read(workdir), config)
     fixed = {name: values for name, values in changes.items() if not _is_free(name)}
@@ -111,9 +112,10 @@ def check_assets(workdir: Path, data: Source) -> None:
 
 @contextlib.contextmanager
 def claimed(workdir: Path, config: ConfigDict, data: Source) -> Iterator[None]:
-    """Makes the workdir that of this run alone, and writes the config and what belongs to the data into it.
+    """Makes the workdir that of this run alone, and writes what belongs to the data into it.
 
-    All on process 0.
+    The config is written where there is none; that of steps that were trained is left to `keep_config`. All this on
+    process 0.
 
     Raises:
       OSError: If another run is at work there or has begun there since `check`, or nothing can be written.
@@ -125,10 +127,16 @@ def claimed(workdir: Path, config: ConfigDict, data: Source) -> Iterator[None]:
             with disk.explained(workdir):
                 stack.enter_context(lock.held(workdir))
                 _check_again(workdir, config)
-                settings.write(workdir / "config.json", config)
+                if not (workdir / CONFIG).exists():
+                    settings.write(workdir / CONFIG, config)
                 for name, content in assets(data).items():
                     if not (workdir / name).is_file() or (workdir / name).read_bytes() != content:
                         disk.replace(workdir / name, content)
 
         agreement.on_process_0(claim)
         yield
+
+
+def keep_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes the config of the steps that are to be trained now, on process 0."""
+    agreement.on_process_0(lambda: settings.write(workdir / CONFIG, config))

@@ -162,3 +162,11 @@ def test_targets_and_weights_of_another_shape_are_refused():
         losses.check_targets(jnp.zeros((4, 1)), None, (4,))
     with pytest.raises(ValueError, match=r"weights of shape \(1, 8\) must have the shape \(4, 8\)"):
         losses.check_targets(jnp.zeros((4, 8)), jnp.ones((1, 8)), (4, 8))
+
+
+@pytest.mark.parametrize("chunk_length", [None, 256])
+def test_scores_of_bfloat16_weights_count_every_target(chunk_length):
+    ones, logits = jnp.ones((1, 1021), jnp.bfloat16), jnp.zeros((1, 1021, VOCAB))
+    targets = jnp.zeros((1, 1021), jnp.int32)
+    sums = losses.chunked_scores(lambda params, x, row, fixed: x, chunk_length, (), logits, targets, ones)
+    references.assert_close(sums, (jnp.float32(1021 * math.log(VOCAB)), jnp.float32(1021), jnp.float32(1021)), 1e-5)

@@ -1,10 +1,12 @@
 """A run: it resumes exactly, stops when the loss is broken, and never touches what is not its own."""
 
+import contextlib
 import json
+import shutil
 
 import pytest
 
-from reformer.training import checkpoint, loop, settings
+from reformer.training import checkpoint, continuation, loop, metrics, settings
 from tests.training.runs import assert_same_run, records, run
 
 
@@ -56,6 +58,60 @@ def test_a_finished_run_is_evaluated_again_and_not_changed(unbroken, config):
     before = records(workdir)
     assert run(config, workdir) == result
     assert records(workdir) == before
+
+
+def test_a_finished_run_says_that_nothing_is_trained_and_keeps_its_config(unbroken, config, capsys):
+    workdir, _ = unbroken
+    before = (workdir / "config.json").read_bytes(), records(workdir)
+    config.optimizer.learning_rate, config.training.num_steps = 0.1, 5
+    run(config, workdir)
+    assert ((workdir / "config.json").read_bytes(), records(workdir)) == before
+    assert checkpoint.Checkpoints(workdir, read_only=True).meta(6)["config"] == json.loads(before[0])
+    said = capsys.readouterr().out
+    assert "nothing is left to train: 6 steps are done, and config.training.num_steps=5\n" in said
+    assert "optimizer.learning_rate 0.05 -> 0.1 trains nothing; config.json stays as it is\n" in said
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_says_and_journals_what_changed(unbroken, config, tmp_path, capsys):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    config.optimizer.learning_rate, config.training.num_steps = 0.1, 7
+    changes = {"optimizer.learning_rate": [0.05, 0.1], "training.num_steps": [6, 7]}
+    run(config, tmp_path / "run")
+    assert [r for r in records(tmp_path / "run") if r["split"] == "changed"] == [
+        {"split": "changed", "step": 7, "changes": changes}
+    ]
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == settings.as_json(config)
+    said = capsys.readouterr().out
+    assert "optimizer.learning_rate 0.05 -> 0.1 from step 7\n" in said
+    run(config, tmp_path / "run")
+    assert " -> " not in capsys.readouterr().out
+
+
+def test_changes_of_a_run_killed_before_its_next_checkpoint_are_journalled_again(unbroken, config, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    config.optimizer.learning_rate, config.training.num_steps = 0.1, 7
+    finished = loop.prepare(config, str(tmp_path / "run"))
+    for _ in range(2):
+        with contextlib.closing(metrics.Journal(tmp_path / "run", 6)) as journal, _checkpoints(finished) as checkpoints:
+            continuation.keep(finished, checkpoints, journal, 6)
+    assert [r["step"] for r in records(tmp_path / "run") if r["split"] == "changed"] == [7]
+
+
+@pytest.mark.parametrize(("num_steps", "rate"), [(12, "0.025"), (6, None)])
+def test_an_extended_cosine_schedule_warns_of_the_rate_that_jumps(unbroken, config, num_steps, rate):
+    config.training.num_steps = num_steps
+    finished = loop.prepare(config, str(unbroken[0]))
+    with _checkpoints(finished) as checkpoints:
+        said = "\n".join(continuation.describe(finished, checkpoints, 6))
+    expected = (
+        f"cosine schedule was one of 6 steps and is one of 12: the learning rate of step 7 is {rate} instead of 0."
+    )
+    assert (expected in said) == (rate is not None)
+
+
+def _checkpoints(finished):
+    return checkpoint.Checkpoints(finished.workdir, read_only=True)
 
 
 def test_another_model_in_the_same_workdir_is_refused_with_both_values(unbroken, config):
