@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from configs import base
-from reformer import generation, painting
+from reformer import generation, painting, paths
 from reformer.data import load
 from reformer.decoding import Sampling
 from reformer.training import command_line, settings
@@ -22,11 +22,13 @@ from reformer.training import command_line, settings
 def parser() -> command_line.Parser:
     """Returns the parser of the command line."""
     result = command_line.Parser("Writes text or paints pictures with a trained Reformer.", may_be_many=False)
-    result.add_argument("--workdir", required=True, type=Path, help="directory that was given to train.py")
+    result.add_argument("--workdir", required=True, type=paths.argument, help="directory that was given to train.py")
     result.add_argument("--checkpoint", default="best", help="best, latest or a step")
     result.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
-    result.add_argument("--prompt_file", type=Path, help="file whose text to continue")
-    result.add_argument("--image", type=Path, action="append", default=[], help="picture whose lower half to paint")
+    result.add_argument("--prompt_file", type=paths.argument, help="file whose text to continue")
+    result.add_argument(
+        "--image", type=paths.argument, action="append", default=[], help="picture whose lower half to paint"
+    )
     result.add_argument("--complete", type=int, default=0, help="paint the lower half of so many validation images")
     result.add_argument(
         "--num_tokens",
@@ -39,7 +41,9 @@ def parser() -> command_line.Parser:
     result.add_argument("--stop", help="a character that ends a text")
     result.add_argument("--batch", type=int, default=1, help="continuations of each prompt")
     result.add_argument("--seed", type=int, default=0, help="the same seed gives the same output")
-    result.add_argument("--out", type=Path, help="file for the text, or for the pictures (default: DIR/samples.png)")
+    result.add_argument(
+        "--out", type=paths.argument, help="file for the text, or for the pictures (default: DIR/samples.png)"
+    )
     return result
 
 

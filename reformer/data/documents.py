@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from reformer import paths
+
 SEPARATOR = b"\x00"  # between documents; source code and prose do not contain it
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -85,7 +87,7 @@ def _find_stdlib() -> tuple[str, Path, dict[str, int]]:
 
 
 def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
-    root = Path(path).expanduser()
+    root = paths.local(path)
     if not root.is_dir():
         raise ValueError(f"data.path={path!r} is no folder. Name one with a folder for each label.")
     sizes = _file_sizes(root, lambda name: name.startswith("."))
@@ -111,7 +113,7 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
     Raises:
         ValueError: nothing is there, or too little.
     """
-    root = Path(path).expanduser()
+    root = paths.local(path)
     if not path or not root.exists():
         raise ValueError(f"data.path={path!r} does not exist. Name a file or a folder by --config.data.path.")
     try:

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+from reformer import paths
 from reformer.data import documents
 
 _VALID_NAMES = ("valid", "val", "validation", "dev")
@@ -76,7 +77,7 @@ def fingerprint(splits: dict[str, Texts]) -> str:
 
 def _find(path: str, source: str, target: str) -> dict[str, str]:
     """What stands between `path` and the language in the names of the files of each split."""
-    prefix = Path(path).expanduser()
+    prefix = paths.local(path)
     if not path or not prefix.parent.is_dir():
         raise ValueError(f"data.path={path!r}: there is no such folder. {_RULE}")
     found = {
@@ -105,7 +106,7 @@ def _test_names(found: set[str]) -> list[str]:
 
 
 def _read_pair(prefix: str, source: str, target: str) -> Texts:
-    texts = Texts(*(read_lines(Path(f"{prefix}.{language}").expanduser()) for language in (source, target)))
+    texts = Texts(*(read_lines(paths.local(f"{prefix}.{language}")) for language in (source, target)))
     if len(texts.source) != len(texts.target):
         raise ValueError(
             f"{prefix}.{source} has {len(texts.source):,} lines and {prefix}.{target} {len(texts.target):,}. Line i of "

@@ -7,13 +7,13 @@ one zero byte (`documents.SEPARATOR`), which is trained and evaluated like any o
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int, Int32
 
+from reformer import paths
 from reformer.data import baselines, documents
 from reformer.data.enwik8 import read_enwik8
 from reformer.data.source import Example, NextToken, chosen_examples
@@ -117,7 +117,7 @@ def load(config: Any, length: int | None = None) -> TextData:
     path, fractions = config.path or "", (config.valid_fraction, config.test_fraction)
     documents.check_fractions(*fractions)
     if config.name == "enwik8":
-        cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
+        cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
         source, splits = read_enwik8(path, cache_dir)
     elif config.name == "text":
         source, splits = documents.read_path(path, *fractions)

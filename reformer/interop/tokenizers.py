@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from reformer import paths
 from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, named, read_fields
 
 PIECES_FILE = "spiece.model"
@@ -74,7 +75,8 @@ class SentencePieceTokenizer:
     def __init__(self, file: str | os.PathLike):
         import sentencepiece  # only these models need it
 
-        if not Path(file).is_file():
+        file = paths.local(file)
+        if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist. It is the {PIECES_FILE} that a model comes with.")
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=os.fspath(file))
@@ -111,7 +113,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
         FileNotFoundError: if there is no tokenizer, or no `config.json`.
         ValueError: if the tokenizer has ids that the model lacks, or a file is not what it should be.
     """
-    directory = Path(directory)
+    directory = paths.local(directory)
     fields = read_fields(directory)
     with named(directory / CONFIG_FILE):
         vocab_size = config_from_fields(fields, "float32").vocab_size

@@ -169,7 +169,8 @@ def _write(plan: CachePlan, cache: Cache, block, arrays: Arrays, position) -> Ca
         at_slot = x.at[block, row, :, position % plan.num_slots]
         return at_slot.set(new[:, :, 0], unique_indices=True, mode="promise_in_bounds")
 
-    of_value = position - 1 if plan.rule.looks_ahead else position  # that of the first token goes where nobody looks yet
+    # That of the first token goes where nobody looks yet.
+    of_value = position - 1 if plan.rule.looks_ahead else position
     return cache._replace(key=put(cache.key, key, position), value=put(cache.value, arrays.value, of_value))
 
 
