@@ -118,17 +118,21 @@ def _read_pair(prefix: str, source: str, target: str) -> Texts:
 def read_lines(file: Path) -> list[str]:
     """The lines of a text in UTF-8, without spaces at their ends.
 
+    Lines end with a line feed, which a carriage return may precede. A carriage return alone ends a line in a file
+    without any line feed, as old Macs wrote it; elsewhere it stands within a line. A byte order mark is left out.
+
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        content = file.read_bytes().decode()
+        content = file.read_bytes()
+        text = content[documents.num_mark_bytes(content[:4], str(file)) :].decode()
     except OSError as error:
         raise ValueError(f"{str(file)!r} cannot be read ({error.strerror}). Name a file of lines of text.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not text in UTF-8 ({error}). Convert it.") from error
     # Not `splitlines`, which also cuts at characters that stand within a line.
-    lines = [line.strip() for line in content.split("\n")]
+    lines = [line.strip() for line in text.split("\n" if "\n" in text else "\r")]
     return lines if lines[-1] else lines[:-1]
 
 

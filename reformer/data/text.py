@@ -1,7 +1,9 @@
 """Text as bytes: random windows to train on, and windows side by side over all of it to evaluate on.
 
 A token is a byte (its id is its value) or one of three reserved ids. Documents that were separate files are joined by
-one zero byte (`documents.SEPARATOR`), which is trained and evaluated like any other byte.
+one zero byte (`documents.SEPARATOR`), which is trained and evaluated like any other byte. Files are not translated:
+whatever ends their lines is trained and evaluated too. Only the byte order mark of UTF-8 at the beginning of a file is
+left out, which is no part of the text; files with that of UTF-16 or UTF-32 are refused.
 """
 
 import dataclasses
