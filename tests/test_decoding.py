@@ -209,6 +209,32 @@ def test_ids_from_num_ids_on_are_never_drawn():
     assert set(np.unique(drawn)) == set(range(5))
 
 
+@pytest.mark.slow
+def test_a_text_longer_than_the_model_starts_anew_with_its_latest_tokens():
+    """As one would do it by hand: each part is a prompt of its own, of the first id and the latest ones."""
+    config, given = make(attention_pattern=("local",)), prompts(46, 20)
+    drawn = sample(given, 40, config=config, sampling=GREEDY, keep_last=30)
+    written, done = given, 0
+    for count in (3, 18, 18, 1):  # what the longest row leaves of 48 + 1
+        part = sample(written, count, config=config, sampling=GREEDY)
+        np.testing.assert_array_equal(drawn[:, done : done + count], part)
+        whole = [np.append(row, new) for row, new in zip(written, part, strict=True)]
+        written = [row if len(row) <= 31 else np.append(row[:1], row[-30:]) for row in whole]
+        done += count
+
+
+@pytest.mark.slow
+def test_a_row_that_has_ended_stays_so_where_the_others_start_anew():
+    config, given = make(attention_pattern=("local",)), prompts(3, 60)
+    free = sample(given, 100, config=config, keep_last=20)
+    stop = next(i for i in free[0][:20] if i not in free[1])
+    options = {"sampling": Sampling(stop_id=int(stop)), "keep_last": 20}
+    ended = sample(given, 100, config=config, **options)
+    end = list(free[0]).index(stop)
+    np.testing.assert_array_equal(ended[0], np.where(np.arange(100) > end, stop, free[0]))
+    np.testing.assert_array_equal(ended[1], free[1])
+
+
 def reference_kept(logits, k=None, p=None):
     """Which ids top-k and top-p leave, one row, no equal logits."""
     order = np.argsort(-logits)
@@ -245,6 +271,8 @@ def test_top_k_of_one_is_the_most_likely_token():
         ({"prompts": [np.array([3]), np.array([50])]}, r"prompts\[1\] has an id that is not from 0 to .* = 49"),
         ({"num_tokens": 0}, "num_tokens=0 must be at least 1"),
         ({"num_tokens": 47}, "prompt of 3 tokens and num_tokens=47 exceed max_length=48"),
+        ({"keep_last": 48}, "keep_last=48 must be from 1 to 47, one less than max_length, or None"),
+        ({"keep_last": 0}, "keep_last=0 must be from 1 to 47"),
         ({"tokens_at_once": 0}, "tokens_at_once=0 must be at least 1"),
         ({"config": make(causal=False)}, "causal=False has no next token"),
         ({"sampling": Sampling(stop_id=50)}, "stop_id=50 is never drawn"),

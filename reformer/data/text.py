@@ -130,6 +130,11 @@ def load(config: Any, length: int | None = None) -> TextData:
     return TextData(source, *splits)
 
 
+def bytes_of(argument: str) -> bytes:
+    """The bytes that an argument of a command line was given as; those that are no UTF-8 came as surrogates."""
+    return argument.encode(errors="surrogateescape")
+
+
 def encode(text: bytes) -> Int32[np.ndarray, " bytes"]:
     """Token ids of bytes."""
     return np.frombuffer(text, np.uint8).astype(np.int32)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from reformer import paths
 from reformer.config import ReformerConfig
-from reformer.data import load, source, text
+from reformer.data import documents, load, source, text
 from reformer.inspection import measure, pictures, story
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import checkpoint, command_line, settings
@@ -86,9 +86,11 @@ def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.nd
     if not _is_text(stored):
         raise ValueError(f"data.name={stored['data']['name']!r} is not text. Leave out --text and --file.")
     try:
-        given = known.file.read_bytes() if known.text is None else known.text.encode()
+        given = known.file.read_bytes() if known.text is None else text.bytes_of(known.text)
     except OSError as error:
         raise ValueError(f"--file={known.file} cannot be read ({error.strerror}).") from error
+    if known.text is None:
+        given = given[documents.num_mark_bytes(given[:4], f"--file={known.file}") :]
     if not given:
         raise ValueError("The input is empty. Give at least one byte.")
     return np.concatenate([np.array([text.BEGIN_ID], np.int32), text.encode(given)])[:length]
