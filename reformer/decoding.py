@@ -5,8 +5,8 @@ one pass of a single token, whose time does not depend on what came before it un
 
 Full and local attention compute exactly what the whole forward pass computes, but for Hugging Face's windows of more
 chunks than the sequence has: those wrap around and count keys twice. LSH attention cannot: there, tokens that come
-later move the sort. The number of buckets, `config.num_buckets` or that of `max_length`, and the rotations are the
-same for prompt and continuation.
+later move the sort, unless one chunk holds prompt and continuation. The number of buckets, `config.num_buckets` or that
+of `max_length`, and the rotations are the same for prompt and continuation.
 
 No position at or beyond `max_length` has been trained, of no kind of position embedding: sinusoidal ones could be
 computed, but what follows would be noise. A text grows longer than that by starting anew with its latest tokens,

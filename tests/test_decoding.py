@@ -11,6 +11,7 @@ import pytest
 from reformer import ReformerConfig, ReformerLM, decoding
 from reformer.decoding import Sampling
 from reformer.layers.attention import fix_num_buckets
+from reformer.layers.cached import plan_cache
 from reformer.ops.hashing import hash_vectors
 from reformer.ops.sampling import keep_top_k, keep_top_p
 from tests import models
@@ -101,6 +102,29 @@ def test_logits_of_one_lsh_layer_within_its_buckets_equal_those_of_the_whole_seq
     )
     assert_every_bucket_fits_into_the_window(config)
     assert_steps_equal_the_whole_sequence(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hashes": 2, "lsh_correct_duplicates": True},
+        {"lsh_within_bucket": True, "lsh_num_chunks_before": 0},
+    ],
+    ids=str,
+)
+def test_logits_of_lsh_layers_equal_those_of_the_whole_sequence_where_one_chunk_holds_it(changes):
+    """Nothing there depends on later tokens: every query sees all before it, or all of its bucket."""
+    assert_steps_equal_the_whole_sequence(
+        make(attention_pattern=("lsh",), num_layers=1, max_length=32, lsh_chunk_length=32, num_buckets=4, **changes)
+    )
+
+
+@pytest.mark.parametrize(("max_length", "capacity"), [(20, 21), (1024, 20), (1024, 32), (32, 33)])
+def test_a_sequence_in_one_chunk_needs_no_table_of_buckets(max_length, capacity):
+    config = make(max_length=max_length, lsh_chunk_length=32, num_buckets=4)
+    assert plan_cache(config, "lsh", capacity).table is None
+    assert plan_cache(dataclasses.replace(config, max_length=1024), "lsh", 33).table is not None
 
 
 def assert_every_bucket_fits_into_the_window(config):
