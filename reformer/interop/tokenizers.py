@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +36,13 @@ class Tokenizer(Protocol):
             ValueError: if an id does not exist.
         """
 
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes what `load_tokenizer` needs beside the `config.json` of a model.
+
+        Raises:
+            FileExistsError: if it exists.
+        """
+
 
 class ByteTokenizer:
     """That of google/reformer-enwik8: the id of a byte of UTF-8 is the byte plus 2; 0 pads and 1 is not used.
@@ -57,6 +63,9 @@ class ByteTokenizer:
         """As `Tokenizer.decode`; what is no UTF-8, such as half a character, becomes U+FFFD."""
         ids = _check_ids(ids, self.vocab_size)
         return (ids[ids >= self.num_reserved] - self.num_reserved).astype(np.uint8).tobytes().decode(errors="replace")
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """As `Tokenizer.save`: nothing, for bytes need no file."""
 
 
 class SentencePieceTokenizer:
@@ -94,12 +103,8 @@ class SentencePieceTokenizer:
         return self._pieces.decode(_check_ids(ids, self.vocab_size).tolist())
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes `spiece.model` beside a model.
-
-        Raises:
-            FileExistsError: if it exists.
-        """
-        with open(Path(directory, PIECES_FILE), "xb") as file:
+        """As `Tokenizer.save`: `spiece.model`."""
+        with open(paths.local(directory) / PIECES_FILE, "xb") as file:
             file.write(self._pieces.serialized_model_proto())
 
 
