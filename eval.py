@@ -1,22 +1,21 @@
 """Evaluates a checkpoint: python eval.py --workdir=DIR [--split=test] [--config.group.field=value]."""
 
 import json
-from pathlib import Path
 
 from configs import base
+from reformer import paths
 from reformer.training import command_line, distributed, evaluation, settings
 
 
 def parse(arguments: list[str]) -> evaluation.Evaluation:
     """Returns the checked evaluation that the command line describes."""
     parser = command_line.Parser("Evaluates a trained model on a whole split.")
-    parser.add_argument("--workdir", required=True, help="directory that was given to train.py")
+    parser.add_argument("--workdir", required=True, type=paths.argument, help="directory that was given to train.py")
     parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
     known, overrides = parser.parse(arguments)
-    workdir = Path(known.workdir)
-    config = command_line.override(settings.update(base.get_config(), settings.read(workdir)), overrides)
-    return evaluation.prepare(config, workdir, known.checkpoint, known.split)
+    config = command_line.override(settings.update(base.get_config(), settings.read(known.workdir)), overrides)
+    return evaluation.prepare(config, known.workdir, known.checkpoint, known.split)
 
 
 def main(arguments: list[str]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from configs import base
-from reformer import generation, painting
+from reformer import generation, painting, paths
 from reformer.data import load
 from reformer.decoding import Sampling
 from reformer.training import command_line, settings
@@ -22,16 +22,25 @@ from reformer.training import command_line, settings
 def parser() -> command_line.Parser:
     """Returns the parser of the command line."""
     result = command_line.Parser("Writes text or paints pictures with a trained Reformer.", may_be_many=False)
-    result.add_argument("--workdir", required=True, type=Path, help="directory that was given to train.py")
+    result.add_argument("--workdir", required=True, type=paths.argument, help="directory that was given to train.py")
     result.add_argument("--checkpoint", default="best", help="best, latest or a step")
     result.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
-    result.add_argument("--prompt_file", type=Path, help="file whose text to continue")
-    result.add_argument("--image", type=Path, action="append", default=[], help="picture whose lower half to paint")
+    result.add_argument("--prompt_file", type=paths.argument, help="file whose text to continue")
+    result.add_argument(
+        "--image", type=paths.argument, action="append", default=[], help="picture whose lower half to paint"
+    )
     result.add_argument("--complete", type=int, default=0, help="paint the lower half of so many validation images")
     result.add_argument(
         "--num_tokens",
         type=int,
         help="default: 500, as far as the model reaches, or what an image needs",
+    )
+    result.add_argument(
+        "--keep_last",
+        type=int,
+        metavar="N",
+        help="write on beyond the model's max_length, and take longer prompts: where it is full, start anew with the "
+        "latest N bytes",
     )
     result.add_argument("--temperature", type=float, default=1.0, help="0 = always the most likely token")
     result.add_argument("--top_k", type=int, help="draw from the so many most likely tokens")
@@ -39,7 +48,9 @@ def parser() -> command_line.Parser:
     result.add_argument("--stop", help="a character that ends a text")
     result.add_argument("--batch", type=int, default=1, help="continuations of each prompt")
     result.add_argument("--seed", type=int, default=0, help="the same seed gives the same output")
-    result.add_argument("--out", type=Path, help="file for the text, or for the pictures (default: DIR/samples.png)")
+    result.add_argument(
+        "--out", type=paths.argument, help="file for the text, or for the pictures (default: DIR/samples.png)"
+    )
     return result
 
 
@@ -69,12 +80,14 @@ def parse(arguments: list[str]) -> Job:
         prompts, num_tokens, given = _image_prompts(known, config, length)
     elif kind == "text":
         prompts = _text_prompts(known)
-        num_tokens = max(1, min(500, config.model.max_length + 1 - max(map(len, prompts))))
+        room = config.model.max_length + 1 - max(map(len, prompts))
+        num_tokens = 500 if known.keep_last else max(1, min(500, room))
     else:
         raise ValueError(f"data.name={config.data.name!r} is neither text nor images. Use a run on one of these.")
     sampling = Sampling(None, known.temperature, known.top_k, known.top_p, generation.stop_id(known.stop))
     num_tokens = num_tokens if known.num_tokens is None else known.num_tokens
-    made = generation.prepare(config, known.workdir, known.checkpoint, prompts, num_tokens, sampling, known.seed)
+    how = (num_tokens, sampling, known.seed, known.keep_last)
+    made = generation.prepare(config, known.workdir, known.checkpoint, prompts, *how)
     out = known.out or (known.workdir / "samples.png" if kind == "images" else None)
     command_line.check_output("--out", out)
     return Job(kind, made, given, length, out)
@@ -87,8 +100,10 @@ def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
 
 
 def _image_prompts(known: argparse.Namespace, config, length: int) -> tuple[list[np.ndarray], int, np.ndarray]:
-    if known.prompt or known.prompt_file or known.stop:
-        raise ValueError("--prompt, --prompt_file and --stop are for runs on text. Give pictures with --image=FILE.")
+    if known.prompt or known.prompt_file or known.stop or known.keep_last is not None:
+        raise ValueError(
+            "--prompt, --prompt_file, --stop and --keep_last are for runs on text. Give pictures with --image=FILE."
+        )
     given = painting.read_given(known.image, config.data, known.complete, length)
     prompts = painting.make_prompts(given, known.batch)
     missing = length - len(prompts[0]) + 1
@@ -101,7 +116,7 @@ def write(job: Job) -> None:
     """Writes text to the terminal and, if asked, to the file."""
     rows = generation.write_text(job.generation)
     if job.out is not None:
-        job.out.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        job.out.write_bytes(b"\n".join(rows) + b"\n")
 
 
 def paint(job: Job) -> None:

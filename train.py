@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from reformer import decoding
+from reformer import decoding, paths
 from reformer.data import load, text
 from reformer.data.source import chosen_examples
 from reformer.layers.attention import fix_num_buckets
@@ -31,7 +31,9 @@ def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
     parser.add_argument(
         "--config", default=str(DEFAULT_CONFIG), help="file, with :preset if wanted; default: %(default)s"
     )
-    parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
+    parser.add_argument(
+        "--workdir", required=True, type=paths.argument, help="directory for checkpoints, metrics and curves"
+    )
     parser.add_argument("--profile_steps", default="", help="FIRST:LAST, steps to trace into WORKDIR/profile")
     parser.add_argument("--dry_run", action="store_true", help="check, compile, show the summary, and stop there")
     known, overrides = parser.parse(arguments)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from configs import base
-from reformer import translation
+from reformer import paths, translation
 from reformer.data import pair_files
 from reformer.training import command_line, settings
 
@@ -18,11 +18,13 @@ from reformer.training import command_line, settings
 def parse(arguments: list[str]) -> tuple[translation.Translation, str | None, Path | None]:
     """Returns the checked translation that the command line describes, the split, and the file for the result."""
     parser = command_line.Parser("Translates with a trained encoder-decoder.", may_be_many=False)
-    parser.add_argument("--workdir", required=True, type=Path, help="directory that was given to train.py")
+    parser.add_argument("--workdir", required=True, type=paths.argument, help="directory that was given to train.py")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
     parser.add_argument("--split", choices=["train", "valid", "test"], help="of the run's data: BLEU is computed too")
-    parser.add_argument("--input", type=Path, help="file of texts to translate, one per line")
-    parser.add_argument("--output", type=Path, help="file for the translations (default: the terminal, or DIR)")
+    parser.add_argument("--input", type=paths.argument, help="file of texts to translate, one per line")
+    parser.add_argument(
+        "--output", type=paths.argument, help="file for the translations (default: the terminal, or DIR)"
+    )
     parser.add_argument("--beam_size", type=int, default=4, help="1 = always the most likely subword")
     parser.add_argument("--length_penalty", type=float, default=0.6, help="0 = none; larger prefers longer texts")
     parser.add_argument("--batch_size", type=int, default=32, help="texts that are translated at once")

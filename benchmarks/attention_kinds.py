@@ -15,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
+from reformer import paths
 from reformer.training import command_line, loop, metrics, settings
 
 KINDS = {"local+lsh": ("local", "lsh"), "local": ("local",), "full": ("full",)}
@@ -54,7 +55,7 @@ def main() -> None:
     """Trains, prints a table and keeps its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="config file, with :preset if wanted")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/attention_kinds"))
+    parser.add_argument("--workdir", type=paths.argument, default=Path("runs/attention_kinds"))
     arguments, overrides = parser.parse_known_args()
     origin = record.provenance()
     rows = [train(arguments, overrides, kind, None) for kind in KINDS]

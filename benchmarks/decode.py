@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as eval_program
 from benchmarks import record, train_step
-from reformer import ReformerConfig, ReformerLM, decoding
+from reformer import ReformerConfig, ReformerLM, decoding, paths
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import batches, checkpoint
 
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 16_384, 65_536])
     parser.add_argument("--attention", nargs="+", choices=PATTERNS, default=[*PATTERNS])
     parser.add_argument("--num_tokens", type=int, default=64)
-    parser.add_argument("--agreement", type=Path, nargs="?", const=None, default=False, metavar="WORKDIR")
+    parser.add_argument("--agreement", type=paths.argument, nargs="?", const=None, default=False, metavar="WORKDIR")
     arguments = parser.parse_args()
     if arguments.agreement is False:
         report_time(arguments.attention, arguments.contexts, arguments.num_tokens)

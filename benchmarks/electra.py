@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import classify, electra, masked
+from reformer import paths
 from reformer.tasks import registry
 from reformer.training import command_line, evaluation, loop, settings
 
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--fine_tuning_steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_electra"))
+    parser.add_argument("--workdir", type=paths.argument, default=Path("runs/benchmark_electra"))
     arguments, overrides = parser.parse_known_args()
     if arguments.tiny:
         arguments.preset, arguments.seeds = "tiny", arguments.seeds[:2]

@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as eval_program
 from benchmarks import record
+from reformer import paths
 from reformer.training import evaluation, settings
 
 
@@ -25,7 +26,7 @@ def measure(workdir: Path, split: str, num_hashes: int) -> dict:
 def main() -> None:
     """Evaluates, prints a table and keeps its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=paths.argument, required=True)
     parser.add_argument("--split", default="valid")
     parser.add_argument("--num_hashes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     arguments = parser.parse_args()

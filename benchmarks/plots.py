@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
+from reformer import paths
 from reformer.inspection import pictures
 
 STYLES = {  # the same colour for the same thing in all pictures
@@ -203,7 +204,7 @@ def draw_all() -> Iterator[tuple[str, Figure]]:
 def main() -> None:
     """Draws what there are results for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=record.ROOT / "docs" / "pictures")
+    parser.add_argument("--output", type=paths.argument, default=record.ROOT / "docs" / "pictures")
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
     for file_name, figure in draw_all():

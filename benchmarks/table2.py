@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import duplication
+from reformer import paths
 from reformer.training import checkpoint, evaluation, loop
 
 PAPER = {
@@ -94,7 +95,7 @@ def main() -> None:
     """Trains, evaluates, prints two tables and keeps their rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="small", choices=["paper", "small", "tiny"])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/table2"))
+    parser.add_argument("--workdir", type=paths.argument, default=Path("runs/table2"))
     arguments = parser.parse_args()
     origin = record.provenance()
     for correct_duplicates in (False, True):

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import translate
-from reformer import translation
+from reformer import paths, translation
 from reformer.training import command_line, loop, memory, metrics, settings
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["captions", "transformer"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--beam_size", type=int, default=4)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/translation"))
+    parser.add_argument("--workdir", type=paths.argument, default=Path("runs/translation"))
     arguments, overrides = parser.parse_known_args()
     origin, rows = record.provenance(), []
     for preset in arguments.presets:

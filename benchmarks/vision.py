@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import vit
+from reformer import paths
 from reformer.training import batches, command_line, loop, memory, metrics, programs, settings
 
 PRESETS = [f"patch{size}{kind}" for size in (8, 4, 2) for kind in ("_full", "")]
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, help="instead of --minutes")
     parser.add_argument("--num_evaluations", type=int, default=10, help="of every run")
     parser.add_argument("--tiny", action="store_true", help="only see whether it runs")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/vision"))
+    parser.add_argument("--workdir", type=paths.argument, default=Path("runs/vision"))
     arguments, overrides = parser.parse_known_args()
     if arguments.tiny:
         arguments.presets, arguments.seeds, arguments.num_steps = TINY, arguments.seeds[:2], arguments.num_steps or 20

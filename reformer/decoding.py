@@ -5,8 +5,12 @@ one pass of a single token, whose time does not depend on what came before it un
 
 Full and local attention compute exactly what the whole forward pass computes, but for Hugging Face's windows of more
 chunks than the sequence has: those wrap around and count keys twice. LSH attention cannot: there, tokens that come
-later move the sort. The number of buckets, `config.num_buckets` or that of `max_length`, and the rotations are the
-same for prompt and continuation.
+later move the sort, unless one chunk holds prompt and continuation. The number of buckets, `config.num_buckets` or that
+of `max_length`, and the rotations are the same for prompt and continuation.
+
+No position at or beyond `max_length` has been trained, of no kind of position embedding: sinusoidal ones could be
+computed, but what follows would be noise. A text grows longer than that by starting anew with its latest tokens,
+`keep_last`, wherever the model is full.
 """
 
 import dataclasses
@@ -85,6 +89,7 @@ def generate(
     sampling: Sampling = Sampling(),
     rng: PRNGKeyArray,
     tokens_at_once: int = 16,
+    keep_last: int | None = None,
 ) -> Iterator[Int[np.ndarray, "batch tokens"]]:
     """Continues prompts and yields the new tokens as they come.
 
@@ -98,22 +103,25 @@ def generate(
       num_tokens: to be drawn for every row, at most.
       sampling: how to draw.
       rng: of the draws and of the LSH rotations.
-      tokens_at_once: how many tokens a compiled loop draws before they are yielded.
+      tokens_at_once: how many tokens a compiled loop draws before they are yielded, at most.
+      keep_last: where the longest row fills `max_length`, all rows start anew with their first id, such as the begin
+        id, and so many of their latest, as windows begin in training; likewise where prompts are longer. None = what
+        does not fit is refused.
 
     Returns:
       An iterator of new ids, up to `tokens_at_once` per row at a time. A row that has ended repeats the stop id; when
       all rows have, so has the iterator.
 
     Raises:
-      ValueError: an empty prompt or none, an id that does not exist, tokens beyond `max_length`, a model that is not
-        causal or has no head for tokens, or numbers below 1.
+      ValueError: an empty prompt or none, an id that does not exist, tokens beyond `max_length` without `keep_last`, a
+        model that is not causal or has no head for tokens, or numbers that are too small or too large.
     """
-    check(config, prompts, num_tokens, sampling)
+    check(config, prompts, num_tokens, sampling, keep_last)
     if "head" not in variables["params"]:
         raise ValueError("variables['params'] has no 'head', which gives the logits of tokens. Take a ReformerLM's.")
     if tokens_at_once < 1:
         raise ValueError(f"tokens_at_once={tokens_at_once} must be at least 1.")
-    return _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_once)
+    return _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_once, keep_last)
 
 
 def sample(
@@ -124,9 +132,10 @@ def sample(
     *,
     sampling: Sampling = Sampling(),
     rng: PRNGKeyArray,
+    keep_last: int | None = None,
 ) -> Int[np.ndarray, "batch tokens"]:
     """Continues prompts and returns all new tokens at once; arguments and errors as in `generate`."""
-    chunks = generate(config, variables, prompts, num_tokens, sampling=sampling, rng=rng)
+    chunks = generate(config, variables, prompts, num_tokens, sampling=sampling, rng=rng, keep_last=keep_last)
     return np.concatenate(list(chunks), axis=1)
 
 
@@ -136,7 +145,13 @@ def check_ids(name: str, ids: np.ndarray, vocab_size: int) -> None:
         raise ValueError(f"{name} has an id that is not from 0 to vocab_size - 1 = {vocab_size - 1}.")
 
 
-def check(config: ReformerConfig, prompts: Sequence[Any], num_tokens: int, sampling: Sampling = Sampling()) -> None:
+def check(
+    config: ReformerConfig,
+    prompts: Sequence[Any],
+    num_tokens: int,
+    sampling: Sampling = Sampling(),
+    keep_last: int | None = None,
+) -> None:
     """Raises ValueError, as `generate` does, where a model cannot continue prompts; arguments as there."""
     if not config.causal:
         raise ValueError("causal=False has no next token. Decode with a model of causal=True.")
@@ -148,26 +163,35 @@ def check(config: ReformerConfig, prompts: Sequence[Any], num_tokens: int, sampl
         check_ids(f"prompts[{i}]", prompt, config.vocab_size)
     if num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens} must be at least 1.")
+    if keep_last is not None and not 1 <= keep_last < config.max_length:
+        raise ValueError(
+            f"keep_last={keep_last} must be from 1 to {config.max_length - 1}, one less than max_length, or None."
+        )
     longest = max(map(len, prompts))
-    if longest + num_tokens - 1 > config.max_length:  # the last token is drawn, but the model does not see it
+    # The last token is drawn, but the model does not see it.
+    if keep_last is None and longest + num_tokens - 1 > config.max_length:
         raise ValueError(
             f"A prompt of {longest} tokens and num_tokens={num_tokens} exceed max_length={config.max_length} by more "
-            "than the last token. Shorten one of them."
+            "than the last token. Shorten one of them, or let the text start anew with its latest tokens where the "
+            f"model is full, such as keep_last={config.max_length // 2} (--keep_last={config.max_length // 2})."
         )
     if sampling.stop_id is not None and not 0 <= sampling.stop_id < (sampling.num_ids or config.vocab_size):
         raise ValueError(f"stop_id={sampling.stop_id} is never drawn. Choose one of the ids, or None.")
 
 
-def _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_once):
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    tokens = np.zeros((len(prompts), lengths.max()), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
+def _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_once, keep_last):
+    rows = [np.asarray(prompt) for prompt in prompts]
+    capacity = min(max(map(len, rows)) + num_tokens, config.max_length + 1)
     hash_rng, draw_rng = jax.random.split(rng)
     rotations = draw_rotations(config, hash_rng)
-    state = prefill(config, variables, tokens, lengths, rotations, capacity=int(lengths.max()) + num_tokens)
-    for first in range(0, num_tokens, tokens_at_once):
-        count = min(tokens_at_once, num_tokens - first)
+    first, room, stopped, state = 0, 0, np.zeros(len(rows), bool), None
+    while first < num_tokens:
+        if not room:
+            rows = _cut(rows, config.max_length, keep_last)
+            room = capacity - max(map(len, rows))
+            state = prefill(config, variables, *_pad(rows), rotations, capacity=capacity)
+            state = state._replace(stopped=state.stopped | stopped)
+        count = min(tokens_at_once, num_tokens - first, room)
         drawn, state = _draw_some(config, sampling, tokens_at_once, variables, rotations, state, draw_rng, first, count)
         drawn = np.asarray(drawn)[:, :count]
         ended = (drawn == sampling.stop_id).all(axis=0)
@@ -175,6 +199,25 @@ def _generate(config, variables, prompts, num_tokens, sampling, rng, tokens_at_o
             yield drawn[:, : ended.argmax() + 1]
             return
         yield drawn
+        rows = [np.append(row, new) for row, new in zip(rows, drawn, strict=True)]
+        stopped = stopped | (drawn == sampling.stop_id).any(axis=1)
+        first, room = first + count, room - count
+
+
+def _cut(rows: list[np.ndarray], max_length: int, keep_last: int | None) -> list[np.ndarray]:
+    """Rows with their first and latest ids only, if one of them is too long for the model."""
+    if max(map(len, rows)) <= max_length:
+        return rows
+    return [row if len(row) <= keep_last + 1 else np.append(row[:1], row[-keep_last:]) for row in rows]
+
+
+def _pad(rows: list[np.ndarray]) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, " batch"]]:
+    """Rows as one array, padded on the right, and their lengths."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), lengths.max()), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    return tokens, lengths
 
 
 def draw_rotations(config: ReformerConfig, rng: PRNGKeyArray) -> Rotations:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from reformer import decoding, sharding
 from reformer.config import ReformerConfig
-from reformer.data import load, text
+from reformer.data import documents, load, text
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import checkpoint, command_line, evaluation, settings
 
@@ -33,6 +34,7 @@ class Generation:
     sampling: decoding.Sampling
     seed: int
     mesh: jax.sharding.Mesh
+    keep_last: int | None = None
 
     def tokens(self) -> Iterator[Int[np.ndarray, "batch tokens"]]:
         """Yields the new tokens of every prompt as they come.
@@ -42,9 +44,8 @@ class Generation:
         """
         _, variables = checkpoint.load(self.workdir, self.step, self.mesh)
         rng = jax.random.key(self.seed)
-        drawn = decoding.generate(
-            self.model_config, variables, self.prompts, self.num_tokens, sampling=self.sampling, rng=rng
-        )
+        options: dict[str, Any] = {"sampling": self.sampling, "rng": rng, "keep_last": self.keep_last}
+        drawn = decoding.generate(self.model_config, variables, self.prompts, self.num_tokens, **options)
         while True:
             with jax.set_mesh(self.mesh):  # not around a `yield`, which would leave it set for the caller
                 new = next(drawn, None)
@@ -61,6 +62,7 @@ def prepare(
     num_tokens: int,
     sampling: decoding.Sampling,
     seed: int,
+    keep_last: int | None = None,
 ) -> Generation:
     """Checks a config against the stored one and the prompts against both.
 
@@ -72,6 +74,7 @@ def prepare(
       num_tokens: To be written after each, at most.
       sampling: How they are drawn.
       seed: Of the draws and of the LSH rotations.
+      keep_last: As in `decoding.generate`.
 
     Raises:
       ValueError: If something is wrong; the message says what, and how to repair it.
@@ -85,10 +88,10 @@ def prepare(
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, wanted)
     sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)
-    decoding.check(model_config, prompts, num_tokens, sampling)
+    decoding.check(model_config, prompts, num_tokens, sampling, keep_last)
     model_config = fix_num_buckets(model_config, settings.window_length(stored))
     mesh = _mesh(config.sharding, model_config, len(prompts))
-    return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed, mesh)
+    return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed, mesh, keep_last)
 
 
 def _mesh(sizes: ConfigDict, model_config: ReformerConfig, num_prompts: int) -> jax.sharding.Mesh:
@@ -105,17 +108,18 @@ def _mesh(sizes: ConfigDict, model_config: ReformerConfig, num_prompts: int) -> 
 def text_prompts(texts: Sequence[str], file: Path | None, batch: int) -> list[np.ndarray]:
     """Returns `batch` prompts for each text and for the content of the file, or for nothing if there is none of these.
 
-    A prompt begins with the begin id, as windows do in training.
+    A prompt begins with the begin id, as windows do in training. It may hold any bytes.
 
     Raises:
-      ValueError: If the file cannot be read.
+      ValueError: If the file cannot be read, or is text in UTF-16.
     """
-    contents = [prompt.encode() for prompt in texts]
+    contents = [text.bytes_of(prompt) for prompt in texts]
     if file is not None:
         try:
-            contents.append(file.read_bytes())
+            content = file.read_bytes()
         except OSError as error:
             raise ValueError(f"--prompt_file={file} cannot be read ({error.strerror}).") from error
+        contents.append(content[documents.num_mark_bytes(content[:4], f"--prompt_file={file}") :])
     prompts = [np.concatenate([[text.BEGIN_ID], text.encode(content)]) for content in contents or [b""]]
     return [prompt.astype(np.int32) for prompt in prompts for _ in range(batch)]
 
@@ -126,32 +130,30 @@ def stop_id(character: str | None) -> int | None:
     Raises:
       ValueError: If it is not one byte.
     """
-    if character is not None and len(character.encode()) != 1:
+    if character is not None and len(text.bytes_of(character)) != 1:
         raise ValueError(f"--stop={character!r} must be one character of one byte.")
-    return None if character is None else character.encode()[0]
+    return None if character is None else text.bytes_of(character)[0]
 
 
-def write_text(generation: Generation) -> list[str]:
+def write_text(generation: Generation) -> list[bytes]:
     """Writes the first row to the terminal as it comes, and the others when all are done.
 
     Returns:
-      Prompt and continuation of every row.
+      Prompt and continuation of every row, as they are: what is no UTF-8 is replaced on the terminal only.
     """
-    decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in generation.prompts]
-    rows = [decoder.decode(text.decode(ids)) for decoder, ids in zip(decoders, generation.prompts, strict=True)]
-    print(rows[0], end="", flush=True)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    rows = [text.decode(ids) for ids in generation.prompts]
+    print(decoder.decode(rows[0]), end="", flush=True)
     stopped = np.zeros(len(rows), bool)
     for new in generation.tokens():
-        for i, decoder in enumerate(decoders):
-            part = "" if stopped[i] else decoder.decode(text.decode(_until(new[i], generation.sampling.stop_id)))
-            rows[i] += part
-            print(part if i == 0 else "", end="", flush=True)
+        parts = [text.decode(_until(ids, generation.sampling.stop_id)) for ids in new]
+        parts = [b"" if has_ended else part for part, has_ended in zip(parts, stopped, strict=True)]
+        rows = [row + part for row, part in zip(rows, parts, strict=True)]
+        print(decoder.decode(parts[0]), end="", flush=True)
         stopped |= (new == generation.sampling.stop_id).any(axis=1)
-    rest = [decoder.decode(b"", final=True) for decoder in decoders]  # of a character that is not complete
-    rows = [row + part for row, part in zip(rows, rest, strict=True)]
-    print(rest[0], end="")
+    print(decoder.decode(b"", final=True), end="")  # of a character that is not complete
     for i, row in enumerate(rows[1:], start=2):
-        print(f"\n--- {i} ---\n{row}", end="")
+        print(f"\n--- {i} ---\n{row.decode(errors='replace')}", end="")
     print(flush=True)
     return rows
 

@@ -170,7 +170,7 @@ class Trunk(nn.Module):
             drawn = draw_rotations(config, factors, self.make_rng("hash"))
             return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
         for array in rotations:
-            hashing.check_rotations(array.shape, (config.num_heads, config.head_dim), factors)
+            hashing.check_rotations(array, (config.num_heads, config.head_dim), factors)
             if array.shape[2] != config.num_hashes:
                 raise ValueError(
                     f"rotations of shape {array.shape} have {array.shape[2]} rounds, num_hashes={config.num_hashes}. "

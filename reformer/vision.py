@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reformer.config import ReformerConfig
@@ -18,7 +19,7 @@ from reformer.ops.patches import ORDERS, Grid, cut, visiting_order
 from reformer.sharding import constrain
 from reformer.trunk import POOLINGS, Rotations, Streams, Trunk
 
-Images = Num[Array, "batch height width 3"]  # uint8, or floats from -1 to 1
+Images = Num[Array | np.ndarray, "batch height width 3"]  # uint8, or floats from -1 to 1
 
 
 class ReformerViT(Trunk):

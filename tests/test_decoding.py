@@ -11,6 +11,7 @@ import pytest
 from reformer import ReformerConfig, ReformerLM, decoding
 from reformer.decoding import Sampling
 from reformer.layers.attention import fix_num_buckets
+from reformer.layers.cached import plan_cache
 from reformer.ops.hashing import hash_vectors
 from reformer.ops.sampling import keep_top_k, keep_top_p
 from tests import models
@@ -101,6 +102,29 @@ def test_logits_of_one_lsh_layer_within_its_buckets_equal_those_of_the_whole_seq
     )
     assert_every_bucket_fits_into_the_window(config)
     assert_steps_equal_the_whole_sequence(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hashes": 2, "lsh_correct_duplicates": True},
+        {"lsh_within_bucket": True, "lsh_num_chunks_before": 0},
+    ],
+    ids=str,
+)
+def test_logits_of_lsh_layers_equal_those_of_the_whole_sequence_where_one_chunk_holds_it(changes):
+    """Nothing there depends on later tokens: every query sees all before it, or all of its bucket."""
+    assert_steps_equal_the_whole_sequence(
+        make(attention_pattern=("lsh",), num_layers=1, max_length=32, lsh_chunk_length=32, num_buckets=4, **changes)
+    )
+
+
+@pytest.mark.parametrize(("max_length", "capacity"), [(20, 21), (1024, 20), (1024, 32), (32, 33)])
+def test_a_sequence_in_one_chunk_needs_no_table_of_buckets(max_length, capacity):
+    config = make(max_length=max_length, lsh_chunk_length=32, num_buckets=4)
+    assert plan_cache(config, "lsh", capacity).table is None
+    assert plan_cache(dataclasses.replace(config, max_length=1024), "lsh", 33).table is not None
 
 
 def assert_every_bucket_fits_into_the_window(config):
@@ -209,6 +233,32 @@ def test_ids_from_num_ids_on_are_never_drawn():
     assert set(np.unique(drawn)) == set(range(5))
 
 
+@pytest.mark.slow
+def test_a_text_longer_than_the_model_starts_anew_with_its_latest_tokens():
+    """As one would do it by hand: each part is a prompt of its own, of the first id and the latest ones."""
+    config, given = make(attention_pattern=("local",)), prompts(46, 20)
+    drawn = sample(given, 40, config=config, sampling=GREEDY, keep_last=30)
+    written, done = given, 0
+    for count in (3, 18, 18, 1):  # what the longest row leaves of 48 + 1
+        part = sample(written, count, config=config, sampling=GREEDY)
+        np.testing.assert_array_equal(drawn[:, done : done + count], part)
+        whole = [np.append(row, new) for row, new in zip(written, part, strict=True)]
+        written = [row if len(row) <= 31 else np.append(row[:1], row[-30:]) for row in whole]
+        done += count
+
+
+@pytest.mark.slow
+def test_a_row_that_has_ended_stays_so_where_the_others_start_anew():
+    config, given = make(attention_pattern=("local",)), prompts(3, 60)
+    free = sample(given, 100, config=config, keep_last=20)
+    stop = next(i for i in free[0][:20] if i not in free[1])
+    options = {"sampling": Sampling(stop_id=int(stop)), "keep_last": 20}
+    ended = sample(given, 100, config=config, **options)
+    end = list(free[0]).index(stop)
+    np.testing.assert_array_equal(ended[0], np.where(np.arange(100) > end, stop, free[0]))
+    np.testing.assert_array_equal(ended[1], free[1])
+
+
 def reference_kept(logits, k=None, p=None):
     """Which ids top-k and top-p leave, one row, no equal logits."""
     order = np.argsort(-logits)
@@ -245,6 +295,8 @@ def test_top_k_of_one_is_the_most_likely_token():
         ({"prompts": [np.array([3]), np.array([50])]}, r"prompts\[1\] has an id that is not from 0 to .* = 49"),
         ({"num_tokens": 0}, "num_tokens=0 must be at least 1"),
         ({"num_tokens": 47}, "prompt of 3 tokens and num_tokens=47 exceed max_length=48"),
+        ({"keep_last": 48}, "keep_last=48 must be from 1 to 47, one less than max_length, or None"),
+        ({"keep_last": 0}, "keep_last=0 must be from 1 to 47"),
         ({"tokens_at_once": 0}, "tokens_at_once=0 must be at least 1"),
         ({"config": make(causal=False)}, "causal=False has no next token"),
         ({"sampling": Sampling(stop_id=50)}, "stop_id=50 is never drawn"),

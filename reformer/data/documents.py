@@ -1,5 +1,6 @@
 """Files and folders as train, valid and test bytes: the 'stdlib' and 'text' sources."""
 
+import codecs
 import hashlib
 import os
 import platform
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from reformer import paths
 
 SEPARATOR = b"\x00"  # between documents; source code and prose do not contain it
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -85,7 +88,7 @@ def _find_stdlib() -> tuple[str, Path, dict[str, int]]:
 
 
 def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
-    root = Path(path).expanduser()
+    root = paths.local(path)
     if not root.is_dir():
         raise ValueError(f"data.path={path!r} is no folder. Name one with a folder for each label.")
     sizes = _file_sizes(root, lambda name: name.startswith("."))
@@ -98,7 +101,8 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
     """Reads a file, split contiguously in the order train, valid, test, or a folder, split by file.
 
     A folder is searched to any depth. Hidden and empty files are left out. It is read into memory, a single file is
-    mapped.
+    mapped. The byte order mark of UTF-8 that a file begins with is left out; all other bytes stay as they are, ends of
+    lines of any kind too.
 
     Args:
         path: the file or folder.
@@ -109,9 +113,9 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
         A description of the source, and the bytes of train, valid and test.
 
     Raises:
-        ValueError: nothing is there, or too little.
+        ValueError: nothing is there, or too little, or text in UTF-16 or UTF-32 with a byte order mark.
     """
-    root = Path(path).expanduser()
+    root = paths.local(path)
     if not path or not root.exists():
         raise ValueError(f"data.path={path!r} does not exist. Name a file or a folder by --config.data.path.")
     try:
@@ -123,7 +127,26 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
         raise ValueError(
             f"data.path={path!r} cannot be read ({error}). Make it readable or change --config.data.path."
         ) from error
+    data = data[num_mark_bytes(data[:4].tobytes(), str(root)) :]
     return path, split_contiguously(data, str(root), valid_fraction, test_fraction)
+
+
+def num_mark_bytes(beginning: bytes, name: str) -> int:
+    """Bytes of the byte order mark that a file begins with: 3 or none. The mark is no part of its text.
+
+    Args:
+        beginning: the first four bytes, or more.
+        name: of the file, for people.
+
+    Raises:
+        ValueError: it is the mark of UTF-16 or UTF-32.
+    """
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise ValueError(
+            f"{name!r} begins with the byte order mark of UTF-16 or UTF-32, and text is read as UTF-8. Convert it by "
+            "iconv -f UTF-16 -t UTF-8, or take it away if it is no text."
+        )
+    return len(codecs.BOM_UTF8) if beginning.startswith(codecs.BOM_UTF8) else 0
 
 
 def check_fractions(valid_fraction: float, test_fraction: float) -> None:
@@ -186,7 +209,8 @@ def _join(root: Path, names: list[str]) -> np.ndarray:
     joined = bytearray()  # `bytes.join` would hold all files and the whole at once
     for name in names:
         joined += SEPARATOR if joined else b""
-        joined += (root / name).read_bytes()
+        content = (root / name).read_bytes()
+        joined += memoryview(content)[num_mark_bytes(content[:4], str(root / name)) :]
     return np.frombuffer(joined, np.uint8)
 
 

@@ -7,13 +7,13 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from reformer import paths
 from reformer.data import baselines, documents, image_files
 from reformer.data.imagenet64 import read_imagenet64
 from reformer.data.source import Example, NextToken, chosen_examples
@@ -135,7 +135,7 @@ def load(config: Any, length: int) -> ImageData:
     """
     side = side_of(length)
     if config.name == "imagenet64":
-        cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
+        cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
         return ImageData(*read_imagenet64(config.path, cache_dir, side, config.skip_bad_images))
     decoder = image_files.Decoder(side, config.skip_bad_images)
     splits = {split: decoder.decode_all(files)[0] for split, files in find(config).items()}
@@ -161,7 +161,7 @@ def find(config: Any) -> dict[str, image_files.Files]:
     Raises:
         ValueError: there is none, or it is no folder and no archive of images.
     """
-    path, fractions = Path(config.path).expanduser(), (config.valid_fraction, config.test_fraction)
+    path, fractions = paths.local(config.path), (config.valid_fraction, config.test_fraction)
     if not config.path or not path.exists():
         raise ValueError(f"data.path={config.path!r} does not exist. Name a folder or an .npz by --config.data.path.")
     if not path.is_dir():

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from reformer import paths
 from reformer.data import documents, image_files, images
 from reformer.data.source import Row, chosen_examples, name_labels
 
@@ -205,7 +206,7 @@ def _read_files(config: Any, side: int) -> tuple[list[str] | None, dict[str, Spl
 
 def _labels(config: Any, found: dict[str, image_files.Files]) -> tuple[list[str] | None, dict[str, np.ndarray]]:
     """The names of the labels, and for every split the number of each image's."""
-    path = Path(config.path).expanduser()
+    path = paths.local(config.path)
     if not path.is_dir():
         return None, image_files.read_labels(path, {split: files.num_images for split, files in found.items()})
     given = {split: [_label_name(path, Path(name)) for name, _ in files.named] for split, files in found.items()}

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+from reformer import paths
 from reformer.data import documents
 
 _VALID_NAMES = ("valid", "val", "validation", "dev")
@@ -76,7 +77,7 @@ def fingerprint(splits: dict[str, Texts]) -> str:
 
 def _find(path: str, source: str, target: str) -> dict[str, str]:
     """What stands between `path` and the language in the names of the files of each split."""
-    prefix = Path(path).expanduser()
+    prefix = paths.local(path)
     if not path or not prefix.parent.is_dir():
         raise ValueError(f"data.path={path!r}: there is no such folder. {_RULE}")
     found = {
@@ -105,7 +106,7 @@ def _test_names(found: set[str]) -> list[str]:
 
 
 def _read_pair(prefix: str, source: str, target: str) -> Texts:
-    texts = Texts(*(read_lines(Path(f"{prefix}.{language}").expanduser()) for language in (source, target)))
+    texts = Texts(*(read_lines(paths.local(f"{prefix}.{language}")) for language in (source, target)))
     if len(texts.source) != len(texts.target):
         raise ValueError(
             f"{prefix}.{source} has {len(texts.source):,} lines and {prefix}.{target} {len(texts.target):,}. Line i of "
@@ -117,17 +118,21 @@ def _read_pair(prefix: str, source: str, target: str) -> Texts:
 def read_lines(file: Path) -> list[str]:
     """The lines of a text in UTF-8, without spaces at their ends.
 
+    Lines end with a line feed, which a carriage return may precede. A carriage return alone ends a line in a file
+    without any line feed, as old Macs wrote it; elsewhere it stands within a line. A byte order mark is left out.
+
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        content = file.read_bytes().decode()
+        content = file.read_bytes()
+        text = content[documents.num_mark_bytes(content[:4], str(file)) :].decode()
     except OSError as error:
         raise ValueError(f"{str(file)!r} cannot be read ({error.strerror}). Name a file of lines of text.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not text in UTF-8 ({error}). Convert it.") from error
     # Not `splitlines`, which also cuts at characters that stand within a line.
-    lines = [line.strip() for line in content.split("\n")]
+    lines = [line.strip() for line in text.split("\n" if "\n" in text else "\r")]
     return lines if lines[-1] else lines[:-1]
 
 

@@ -8,13 +8,13 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from reformer import paths
 from reformer.data import pair_files, subwords
 from reformer.data.pair_files import Corpus, Texts
 from reformer.data.source import Example, Row, chosen_examples, next_token_row, pad
@@ -212,7 +212,7 @@ def load(config: Any, length: int) -> PairData:
         ValueError: a value is impossible, or files are missing or not what they should be.
     """
     check_length(length)
-    cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
+    cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
     languages = (config.source_language, config.target_language)
     if config.name == "wmt14_ende":
         corpus = read_wmt14_ende(config.path, cache_dir, *languages)

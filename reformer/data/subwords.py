@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+from reformer import paths
+
 PADDING_ID, BEGIN_ID, END_ID, UNKNOWN_ID, SEPARATOR_ID = range(5)
 NUM_RESERVED = 5
 
@@ -84,7 +86,7 @@ def read(path: str) -> Subwords:
     Raises:
         ValueError: the file is missing, or it is none of `learn`.
     """
-    file = Path(path).expanduser()
+    file = paths.local(path)
     if not file.is_file():
         raise ValueError(
             f"data.subwords={path!r}: there is no such file. Name the subwords.model of a run by "

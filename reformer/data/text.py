@@ -1,19 +1,21 @@
 """Text as bytes: random windows to train on, and windows side by side over all of it to evaluate on.
 
 A token is a byte (its id is its value) or one of three reserved ids. Documents that were separate files are joined by
-one zero byte (`documents.SEPARATOR`), which is trained and evaluated like any other byte.
+one zero byte (`documents.SEPARATOR`), which is trained and evaluated like any other byte. Files are not translated:
+whatever ends their lines is trained and evaluated too. Only the byte order mark of UTF-8 at the beginning of a file is
+left out, which is no part of the text; files with that of UTF-16 or UTF-32 are refused.
 """
 
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int, Int32
 
+from reformer import paths
 from reformer.data import baselines, documents
 from reformer.data.enwik8 import read_enwik8
 from reformer.data.repeats import far_repeats
@@ -128,7 +130,7 @@ def load(config: Any, length: int | None = None) -> TextData:
     path, fractions = config.path or "", (config.valid_fraction, config.test_fraction)
     documents.check_fractions(*fractions)
     if config.name == "enwik8":
-        cache_dir = Path(config.cache_dir or "~/.cache/reformer").expanduser()
+        cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
         source, splits = read_enwik8(path, cache_dir)
     elif config.name == "text":
         source, splits = documents.read_path(path, *fractions)
@@ -137,6 +139,11 @@ def load(config: Any, length: int | None = None) -> TextData:
     else:
         source, splits = documents.read_stdlib(*fractions)
     return TextData(source, *splits, config.repeat_distance)
+
+
+def bytes_of(argument: str) -> bytes:
+    """The bytes that an argument of a command line was given as; those that are no UTF-8 came as surrogates."""
+    return argument.encode(errors="surrogateescape")
 
 
 def encode(text: bytes) -> Int32[np.ndarray, " bytes"]:

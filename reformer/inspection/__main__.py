@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
+from reformer import paths
 from reformer.config import ReformerConfig
-from reformer.data import load, source, text
+from reformer.data import documents, load, source, text
 from reformer.inspection import measure, pictures, story
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import checkpoint, command_line, settings
@@ -40,13 +41,13 @@ def parse(arguments: Sequence[str]) -> Request:
     known, unknown = _parser().parse(arguments)
     if unknown:
         raise ValueError(f"{' '.join(unknown)}: there is no such flag, and no overrides here. See --help.")
-    workdir, stored = Path(known.workdir), settings.read(Path(known.workdir))
+    workdir, stored = known.workdir, settings.read(known.workdir)
     settings.check_language_model(workdir, stored)
     config = fix_num_buckets(settings.model_config(stored), settings.window_length(stored))
     if known.num_hashes is not None:
         config = dataclasses.replace(config, num_hashes=known.num_hashes)
     command_line.check_seed("--hash_seed", known.hash_seed)
-    out = Path(known.out) if known.out else workdir / "inspection"
+    out = known.out or workdir / "inspection"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file. Name a directory.")
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
@@ -59,13 +60,13 @@ def parse(arguments: Sequence[str]) -> Request:
 def _parser() -> command_line.Parser:
     parser = command_line.Parser("Looks inside the attention of a trained model, on one input.", may_be_many=False)
     parser.epilog = None  # there are no overrides
-    parser.add_argument("--workdir", required=True, help="directory that was given to train.py")
+    parser.add_argument("--workdir", required=True, type=paths.argument, help="directory that was given to train.py")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--text", help="the input; default: the first validation example")
-    chosen.add_argument("--file", help="the input, as bytes")
+    chosen.add_argument("--file", type=paths.argument, help="the input, as bytes")
     parser.add_argument("--length", type=int, help="tokens of the input, at most; default: as in training")
-    parser.add_argument("--out", help="directory of the pictures; default: WORKDIR/inspection")
+    parser.add_argument("--out", type=paths.argument, help="directory of the pictures; default: WORKDIR/inspection")
     parser.add_argument("--num_hashes", type=int, help="hash rounds; default: as in training")
     parser.add_argument("--hash_seed", type=int, default=0)
     return parser
@@ -85,9 +86,11 @@ def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.nd
     if not _is_text(stored):
         raise ValueError(f"data.name={stored['data']['name']!r} is not text. Leave out --text and --file.")
     try:
-        given = Path(known.file).read_bytes() if known.text is None else known.text.encode()
+        given = known.file.read_bytes() if known.text is None else text.bytes_of(known.text)
     except OSError as error:
         raise ValueError(f"--file={known.file} cannot be read ({error.strerror}).") from error
+    if known.text is None:
+        given = given[documents.num_mark_bytes(given[:4], f"--file={known.file}") :]
     if not given:
         raise ValueError("The input is empty. Give at least one byte.")
     return np.concatenate([np.array([text.BEGIN_ID], np.int32), text.encode(given)])[:length]

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from reformer import paths
 from reformer.config import DTYPES, ReformerConfig
 from reformer.interop.huggingface_config import (
     CONFIG_FILE,
@@ -80,7 +81,7 @@ def load_model(directory: str | os.PathLike, dtype: str = "float32") -> tuple[Tr
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-    directory = Path(directory)
+    directory = paths.local(directory)
     fields, path = read_fields(directory), directory / _WEIGHTS_FILE
     with named(directory / CONFIG_FILE):
         config, declared = config_from_fields(fields, dtype), declared_architecture(fields)
@@ -102,7 +103,7 @@ def load_labels(directory: str | os.PathLike) -> tuple[str, ...] | None:
         FileNotFoundError: if `config.json` is missing.
         ValueError: if it is not that of a Reformer, or does not number its classes from 0.
     """
-    directory = Path(directory)
+    directory = paths.local(directory)
     fields = read_fields(directory)
     with named(directory / CONFIG_FILE):
         return labels_from_fields(fields)
@@ -138,7 +139,7 @@ def save_model(
     architecture = architecture_of(model)
     fields = fields_from_config(model.config, architecture) | label_fields(model, labels)
     tensors = _stored_tensors(model, variables)
-    directory = Path(directory)
+    directory = paths.local(directory)
     existing = [path for path in (directory / CONFIG_FILE, directory / _WEIGHTS_FILE) if path.exists()]
     if existing or directory.is_file():
         raise FileExistsError(

@@ -65,7 +65,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def read_fields(directory: Path) -> dict[str, Any]:
-    """Reads the `config.json` of a directory.
+    """Reads the `config.json` of a directory, without fields that are null: these mean what absent ones do.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -81,7 +81,7 @@ def read_fields(directory: Path) -> dict[str, Any]:
         _check_is_reformer(fields)
     except ValueError as error:  # also what json raises
         raise ValueError(f"{path}: {error}") from error
-    return fields
+    return _without_nulls(fields)
 
 
 def declared_architecture(fields: Mapping[str, Any]) -> str | None:
@@ -133,8 +133,9 @@ def labels_from_fields(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
 def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:
     """Translates the fields of a `config.json`.
 
-    Fields that are absent take the defaults of transformers 4.57.1. Ignored are those that only
-    concern the head, initialisation, generation, tokens and seeds.
+    Fields that are absent or null take the defaults of transformers 4.57.1: theirs writes null where
+    nothing reads the field, such as the chunk length of LSH layers that do not exist. Ignored are those
+    that only concern the head, initialisation, generation, tokens and seeds.
 
     Args:
         fields: The parsed `config.json`.
@@ -147,6 +148,7 @@ def config_from_fields(fields: Mapping[str, Any], dtype: str) -> ReformerConfig:
     Raises:
         ValueError: if it is not a Reformer's or has a value that we cannot represent.
     """
+    fields = _without_nulls(fields)
     _check_is_reformer(fields)
     layers = fields.get("attn_layers", _ATTENTION_LAYERS)
     if not isinstance(layers, (list, tuple)) or not layers or any(kind not in ("local", "lsh") for kind in layers):
@@ -209,6 +211,10 @@ def language_model(config: ReformerConfig) -> str:
     return CAUSAL_MODEL if config.causal else BIDIRECTIONAL_MODEL
 
 
+def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _check_is_reformer(fields: Mapping[str, Any]) -> None:
     if fields.get("model_type") != "reformer":
         raise ValueError(f"model_type={fields.get('model_type')!r} is not 'reformer'. Only Reformers can be loaded.")
@@ -250,7 +256,7 @@ def _check_automatic_buckets(fields: Mapping[str, Any], config: ReformerConfig) 
         max(math.isqrt(length // config.lsh_chunk_length), config.lsh_chunk_length)
         for length in (positions, config.max_length)
     )
-    if config.num_buckets is None and theirs != ours:
+    if "lsh" in config.attention_pattern and config.num_buckets is None and theirs != ours:
         raise ValueError(
             f"max_position_embeddings={positions} exceeds the {config.max_length} positions of axial_pos_shape and "
             f"steers num_buckets=None. Set num_buckets, or set max_position_embeddings={config.max_length}."

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from reformer import paths
 from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, named, read_fields
 
 PIECES_FILE = "spiece.model"
@@ -36,6 +36,13 @@ class Tokenizer(Protocol):
             ValueError: if an id does not exist.
         """
 
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes what `load_tokenizer` needs beside the `config.json` of a model.
+
+        Raises:
+            FileExistsError: if it exists.
+        """
+
 
 class ByteTokenizer:
     """That of google/reformer-enwik8: the id of a byte of UTF-8 is the byte plus 2; 0 pads and 1 is not used.
@@ -57,6 +64,9 @@ class ByteTokenizer:
         ids = _check_ids(ids, self.vocab_size)
         return (ids[ids >= self.num_reserved] - self.num_reserved).astype(np.uint8).tobytes().decode(errors="replace")
 
+    def save(self, directory: str | os.PathLike) -> None:
+        """As `Tokenizer.save`: nothing, for bytes need no file."""
+
 
 class SentencePieceTokenizer:
     """That of google/reformer-crime-and-punishment: the pieces of a `spiece.model`.
@@ -74,7 +84,8 @@ class SentencePieceTokenizer:
     def __init__(self, file: str | os.PathLike):
         import sentencepiece  # only these models need it
 
-        if not Path(file).is_file():
+        file = paths.local(file)
+        if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist. It is the {PIECES_FILE} that a model comes with.")
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=os.fspath(file))
@@ -92,12 +103,8 @@ class SentencePieceTokenizer:
         return self._pieces.decode(_check_ids(ids, self.vocab_size).tolist())
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes `spiece.model` beside a model.
-
-        Raises:
-            FileExistsError: if it exists.
-        """
-        with open(Path(directory, PIECES_FILE), "xb") as file:
+        """As `Tokenizer.save`: `spiece.model`."""
+        with open(paths.local(directory) / PIECES_FILE, "xb") as file:
             file.write(self._pieces.serialized_model_proto())
 
 
@@ -111,7 +118,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
         FileNotFoundError: if there is no tokenizer, or no `config.json`.
         ValueError: if the tokenizer has ids that the model lacks, or a file is not what it should be.
     """
-    directory = Path(directory)
+    directory = paths.local(directory)
     fields = read_fields(directory)
     with named(directory / CONFIG_FILE):
         vocab_size = config_from_fields(fields, "float32").vocab_size

@@ -39,14 +39,18 @@ def plan_cache(config: ReformerConfig, kind: str, capacity: int) -> CachePlan:
         chunk_length = config.local_chunk_length
         plan = CachePlan(rule, (1 + config.local_num_chunks_before) * chunk_length, chunk_length)
     else:
-        plan = CachePlan(rule, capacity, capacity, _plan_table(config) if kind == "lsh" else None)
+        plan = CachePlan(rule, capacity, capacity, _plan_table(config, capacity) if kind == "lsh" else None)
     ops.check_plan(plan)
     return plan
 
 
-def _plan_table(config: ReformerConfig) -> TablePlan:
+def _plan_table(config: ReformerConfig, capacity: int) -> TablePlan | None:
+    """None where one chunk of the sorted list holds the whole sequence: a query sees all before it, in every round."""
+    is_one_chunk = min(capacity, config.max_length) <= config.lsh_chunk_length
+    if is_one_chunk and not config.lsh_within_bucket:
+        return None
     factors = num_buckets(config.max_length, config)
-    return table_plan(
+    plan = table_plan(
         factors,
         config.max_length,
         config.lsh_chunk_length,
@@ -55,6 +59,7 @@ def _plan_table(config: ReformerConfig) -> TablePlan:
         config.lsh_within_bucket,
         config.lsh_correct_duplicates,
     )
+    return plan._replace(num_members=max(plan.num_members, capacity)) if is_one_chunk else plan
 
 
 def make_caches(config: ReformerConfig, num_rows: int, capacity: int) -> tuple[Cache, ...]:

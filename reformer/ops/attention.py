@@ -189,7 +189,7 @@ def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: 
     Returns:
       Arrays [batch, heads, rounds, length].
     """
-    factors = (num_buckets,) if isinstance(num_buckets, int) else tuple(num_buckets)
+    factors = hashing.as_factors(num_buckets)
     buckets = hashing.hash_vectors(query_key, rotations, factors, mask)
     permutation = sort_by_bucket(buckets, math.prod(factors) + (mask is not None))
     return Order(permutation, buckets if keep_buckets else None)

@@ -4,7 +4,7 @@ A cache has static shapes, and every row its own number of tokens, so that promp
 attention keep the latest `num_slots` keys and values in a ring, where position p stands in slot p % num_slots: a local
 layer those of its window, a full layer, whose single chunk is all there is, those of the whole sequence. An LSH layer
 keeps the whole sequence too, but reads only the few positions that a table of its buckets names (`bucket_table`), so
-that a token costs the same whatever came before it.
+that a token costs the same whatever came before it; where one chunk holds the whole sequence it is a full layer.
 
 Where values look ahead (`look_ahead`), the value of a new token is added to the slot of the key before it: it is what
 that key has waited for, as its own key waits for the next token.
@@ -36,7 +36,7 @@ class CachePlan(NamedTuple):
       num_slots: keys and values that are kept.
       chunk_length: of a local layer, a divisor of `num_slots`: a query sees its own chunk and the
         num_slots / chunk_length - 1 before it. Of the others `num_slots`.
-      table: of an LSH layer.
+      table: of an LSH layer of several chunks.
     """
 
     rule: Rule

@@ -5,9 +5,11 @@ is that of Andoni et al. 2015 (arXiv 1509.02897).
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reformer.ops.chunking import map_chunks
@@ -40,11 +42,46 @@ def choose_num_buckets(length: int, chunk_length: int) -> tuple[int, ...]:
     return tuple(2 ** ((bits + i) // num_factors) for i in range(num_factors))
 
 
+def as_factors(num_buckets) -> tuple[int, ...]:
+    """The factors of a number of buckets, which is an integer or a sequence of its factors.
+
+    Raises:
+      ValueError: one of them is not even.
+    """
+    factors = tuple(num_buckets) if isinstance(num_buckets, Sequence) else (num_buckets,)
+    if not factors or not all(isinstance(f, int | np.integer) and f >= 2 and f % 2 == 0 for f in factors):
+        raise ValueError(
+            f"num_buckets={num_buckets!r} must be an even number of at least 2, or a tuple of such factors. "
+            "choose_num_buckets(length, chunk_length) gives one that fits."
+        )
+    return tuple(map(int, factors))
+
+
 def draw_rotations(
-    rng: PRNGKeyArray, num_heads: int, head_dim: int, num_hashes: int, factors: tuple[int, ...], dtype=jnp.float32
+    rng: PRNGKeyArray,
+    num_heads: int,
+    head_dim: int,
+    num_hashes: int,
+    factors: int | tuple[int, ...],
+    dtype=jnp.float32,
 ) -> Float[Array, "heads head_dim rounds columns"]:
-    """Draws the Gaussian rotations of one layer, one set per head and round, shared by the batch."""
-    return jax.random.normal(rng, (num_heads, head_dim, num_hashes, sum(factors) // 2), dtype)
+    """Draws the Gaussian rotations of one layer, one set per head and round, shared by the batch.
+
+    Args:
+      rng: of the draw.
+      num_heads: as the vectors have.
+      head_dim: likewise.
+      num_hashes: rounds.
+      factors: the number of buckets of a round, or its factors; even.
+      dtype: of the rotations.
+
+    Raises:
+      ValueError: a number that makes no sense.
+    """
+    for name, size in {"num_heads": num_heads, "head_dim": head_dim, "num_hashes": num_hashes}.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1.")
+    return jax.random.normal(rng, (num_heads, head_dim, num_hashes, sum(as_factors(factors)) // 2), dtype)
 
 
 def hash_vectors(
@@ -67,7 +104,7 @@ def hash_vectors(
 
     Source: arXiv 2001.04451, section 2, "Locality sensitive hashing".
     """
-    check_rotations(rotations.shape, (vectors.shape[1], vectors.shape[3]), factors)
+    check_rotations(rotations, (vectors.shape[1], vectors.shape[3]), factors)
     dtype = jnp.promote_types(jnp.float32, vectors.dtype)
     rotations = jax.lax.stop_gradient(rotations).astype(vectors.dtype)
 
@@ -111,10 +148,15 @@ def _first_argmax_of_both_signs(half):
     return jnp.minimum(jnp.min(index, axis=3), 2 * size - 1)  # NaN: the last bucket, never out of range
 
 
-def check_rotations(shape: tuple[int, ...], heads_and_dim: tuple[int, ...], factors: tuple[int, ...]) -> None:
-    """Raises ValueError unless rotations of `shape` fit the vectors and the factors."""
-    if not factors or any(factor < 2 or factor % 2 for factor in factors):
-        raise ValueError(f"num_buckets={factors} must be one or more even factors of at least 2.")
+def check_rotations(rotations, heads_and_dim: tuple[int, ...], factors: tuple[int, ...]) -> None:
+    """Raises ValueError unless `rotations` are an array that fits the vectors and the factors."""
+    factors = as_factors(factors)
+    if not hasattr(rotations, "shape"):
+        raise ValueError(
+            f"rotations={rotations!r} must be an array [num_heads, head_dim, num_hashes, sum(factors) // 2]. Draw them "
+            "by reformer.ops.hashing.draw_rotations."
+        )
+    shape = rotations.shape
     expected = (*heads_and_dim, shape[2] if len(shape) == 4 else "num_hashes", sum(factors) // 2)
     if tuple(shape) != expected:
         raise ValueError(

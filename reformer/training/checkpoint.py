@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from reformer import sharding
+from reformer import paths, sharding
 from reformer.config import ReformerConfig
 from reformer.training import agreement, damage, disk, distributed, faults, manifest, memory, settings
 from reformer.training.state import TrainState, abstract, init_params
@@ -314,7 +314,7 @@ def load(
       ValueError: If the directory is not the workdir of a run, or has no such checkpoint.
       OSError: If the checkpoint is damaged; 'best' and 'latest' fall back to the next one that is not.
     """
-    workdir = Path(workdir)
+    workdir = paths.local(workdir)
     config = settings.read(workdir)
     mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
     with Checkpoints(workdir, read_only=True) as checkpoints:

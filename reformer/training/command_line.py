@@ -15,6 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from reformer import paths
 from reformer.config import is_integer
 from reformer.training import distributed, memory, settings
 
@@ -104,7 +105,7 @@ def load_config(path_and_preset: str) -> ConfigDict:
     Raises:
       ValueError: If there is no such file or preset, or the file does not work.
     """
-    path, _, preset = path_and_preset.partition(":")
+    path, _, preset = os.fspath(paths.local(path_and_preset)).partition(":")
     if not Path(path).is_file():
         raise ValueError(
             f"--config={path_and_preset}: there is no file {Path(path).absolute()}. Give its path from here, "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from reformer import paths
 from reformer.config import ReformerConfig
 from reformer.data import pairs
 from reformer.data.source import Source, assets
@@ -112,8 +113,9 @@ def find(config: ConfigDict, data: Source) -> Origin | None:
     wanted = config.training.init_from
     if not wanted:
         return None
-    directory, _, part = wanted.rpartition(":") if ":" in wanted and not Path(wanted).exists() else (wanted, "", "")
-    found = _find(Path(directory).expanduser())
+    has_part = ":" in wanted and not paths.local(wanted).exists()
+    directory, _, part = wanted.rpartition(":") if has_part else (wanted, "", "")
+    found = _find(paths.local(directory))
     found = found.part(part) if part else found
     shapes = checkpoint.param_shapes(settings.make_model(config))
     there, here = ({"model": _resolved(model)} for model in (found.config, settings.model_config(config)))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from reformer import sharding
+from reformer import paths, sharding
 from reformer.tasks import registry
 from reformer.training import (
     batches,
@@ -34,7 +34,7 @@ from reformer.training.state import TrainState
 from reformer.training.watchdog import Watchdog
 
 
-def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
+def prepare(config: ConfigDict, directory: str | Path, profile_steps: str = "") -> Run:
     """Checks everything that a user can get wrong, and writes nothing.
 
     Args:
@@ -45,13 +45,13 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     Raises:
       ValueError: If something is wrong; the message says what, and how to repair it.
     """
-    model_config = settings.validate(config)
-    workdir.check(Path(directory), config)
+    directory, model_config = paths.local(directory), settings.validate(config)
+    workdir.check(directory, config)
     if config.training.frozen:
         frozen.check(config.training.frozen, checkpoint.param_shapes(settings.make_model(config)))
-    finished_step = workdir.latest_step(Path(directory))
+    finished_step = workdir.latest_step(directory)
     data = registry.load_data(config, settings.window_length(config))
-    workdir.check_data(Path(directory), data)
+    workdir.check_data(directory, data)
     origin = None if finished_step else fine_tuning.find(config, data)
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh, is_trained=True)
@@ -59,7 +59,7 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
     batches.evaluation_batches(config, data, "valid", mesh)
     workdir.check_others(config, data)
     steps = profiling.parse_steps(profile_steps, config.training.num_steps, finished_step)
-    return Run(config, model_config, data, mesh, Path(directory), steps, origin)
+    return Run(config, model_config, data, mesh, directory, steps, origin)
 
 
 def dry_run(run: Run) -> summary.Summary:

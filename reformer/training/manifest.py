@@ -16,6 +16,7 @@ from pathlib import Path
 
 from orbax.checkpoint.path import atomicity
 
+from reformer import paths
 from reformer.training import disk, faults
 
 NAME = "manifest.json"
@@ -24,12 +25,12 @@ _BLOCK_BYTES = 2**22
 
 def write(directory: Path) -> None:
     """Writes the manifest of all files in `directory`, whole or not at all; they are on the disk before it is."""
-    paths = [path for path in sorted(directory.rglob("*")) if path != directory / NAME]
-    for path in paths:
+    entries = [path for path in sorted(directory.rglob("*")) if path != directory / NAME]
+    for path in entries:
         disk.sync(path)
     files = {
         path.relative_to(directory).as_posix(): [path.stat().st_size, _checksum(path)]
-        for path in paths
+        for path in entries
         if path.is_file()
     }
     disk.replace(directory / NAME, json.dumps({"files": files}, indent=1).encode())
@@ -116,7 +117,7 @@ class ManifestedPath(atomicity.AtomicRenameTemporaryPath):
 def main() -> None:
     """Gives a manifest to a checkpoint that has none: python -m reformer.training.manifest WORKDIR/checkpoints/STEP."""
     parser = argparse.ArgumentParser(description="Accepts the files of a checkpoint as they are and writes a manifest.")
-    parser.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STEP")
+    parser.add_argument("checkpoint", type=paths.argument, help="WORKDIR/checkpoints/STEP")
     directory = parser.parse_args().checkpoint
     if not directory.is_dir() or (directory / NAME).exists():
         parser.error(

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from reformer import sharding
+from reformer import paths, sharding
 from reformer.config import ReformerConfig, is_integer, is_number
 from reformer.data import load
 from reformer.layers.attention import padded_length
@@ -50,15 +50,12 @@ FIELD_RULES = (
     (
         "text in quotes",
         lambda value: isinstance(value, str),
-        [
-            "data.path",
-            "data.cache_dir",
-            "data.source_language",
-            "data.target_language",
-            "data.subwords",
-            "task.share",
-            "training.init_from",
-        ],
+        ["data.source_language", "data.target_language", "task.share"],
+    ),
+    (
+        f"text in quotes, and {paths.RULE.removesuffix('.')}",
+        lambda value: isinstance(value, str) and not paths.is_address(value),
+        ["data.path", "data.cache_dir", "data.subwords", "training.init_from"],
     ),
     ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
     (
@@ -319,7 +316,7 @@ def read(workdir: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: If there is none, or no config of a run.
     """
-    path = Path(workdir) / "config.json"
+    path = paths.local(workdir) / "config.json"
     try:
         stored = json.loads(path.read_text())
     except FileNotFoundError:

@@ -123,3 +123,24 @@ def test_unreadable_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(documents.np, "memmap", refuse)
     with pytest.raises(ValueError, match=r"cannot be read.*Permission denied.*--config\.data\.path"):
         documents.read_path(path, 0.1, 0.1)
+
+
+MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
+
+
+def test_byte_order_marks_are_no_part_of_the_text_and_ends_of_lines_are(tmp_path):
+    text = b"one\r\ntwo\rthree\n" + MARK + b" inside stays" * 10
+    _, splits = documents.read_path(_write(tmp_path, {"book": MARK + text}) + "/book", 0.1, 0.1)
+    assert b"".join(split.tobytes() for split in splits) == text
+    folder = _write(tmp_path / "folder", {f"{i}.txt": MARK + b"%d\r\n" % i for i in range(20)})
+    _, splits = documents.read_path(folder, 0.2, 0.1)
+    assert set.union(*map(_contents, splits)) == {b"%d\r\n" % i for i in range(20)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-32-be"])
+def test_text_in_utf_16_is_refused_by_name(tmp_path, encoding):
+    content = ("\ufeff" * encoding.endswith("be") + "text " * 20).encode(encoding)
+    root = _write(tmp_path, {"folder/book.txt": content, "folder/other.txt": b"text"})
+    for path in (f"{root}/folder/book.txt", f"{root}/folder"):
+        with pytest.raises(ValueError, match=r"folder/book.txt' begins with the byte order mark of UTF-16 .* iconv -f"):
+            documents.read_path(path, 0.1, 0.0)

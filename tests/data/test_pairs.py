@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reformer.data import pairs, source, subwords
+from reformer.data import pair_files, pairs, source, subwords
 
 WORDS = [("dog", "Hund"), ("man", "Mann"), ("park", "Park"), ("tree", "Baum"), ("red", "rot"), ("runs", "rennt")]
 # Every fifth is twice as long.
@@ -119,6 +119,28 @@ def test_files_that_are_no_translations_are_refused(load, tmp_path, files, messa
         (tmp_path / f"x{name}").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load(path=tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"\xef\xbb\xbfone\ntwo\n", ["one", "two"]),
+        (b"one\r\ntwo\r\n", ["one", "two"]),
+        (b"one\rtwo\r", ["one", "two"]),
+        (b"one\rand a half\ntwo", ["one\rand a half", "two"]),  # a translation of two lines
+        ("one\u2028and a half\ntwo".encode(), ["one\u2028and a half", "two"]),
+        (b"", []),
+    ],
+)
+def test_lines_end_as_people_mean_them(tmp_path, content, lines):
+    (tmp_path / "text").write_bytes(content)
+    assert pair_files.read_lines(tmp_path / "text") == lines
+
+
+def test_lines_in_utf_16_are_refused_by_name(tmp_path):
+    (tmp_path / "text").write_bytes("one\ntwo\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"/text' begins with the byte order mark of UTF-16 or UTF-32, .* Convert it"):
+        pair_files.read_lines(tmp_path / "text")
 
 
 def test_a_folder_that_is_not_there_is_refused(load, tmp_path):

@@ -52,6 +52,28 @@ def test_absent_fields_take_the_defaults_of_their_code():
     )
 
 
+# Every field that is read.
+FIELDS = {
+    *fields_from_config(EXPRESSIBLE, language_model(EXPRESSIBLE)),
+    *("axial_pos_shape", "axial_pos_embds_dim", "classifier_dropout", "id2label", "num_labels", "hash_seed"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS - {"model_type"}))
+def test_a_null_field_means_its_default(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MINIMAL | {name: None}))
+    assert read_fields(tmp_path) == MINIMAL
+    assert config_from_fields(MINIMAL | {name: None}, "float32") == config_from_fields(MINIMAL, "float32")
+
+
+def test_a_model_without_lsh_layers_needs_no_options_of_lsh():
+    """As theirs writes it; more positions than the grid has would steer the automatic number of buckets."""
+    without = {"attn_layers": ["local", "local"], "lsh_attn_chunk_length": None, "num_buckets": None}
+    grid = {"axial_pos_shape": [8, 8], "max_position_embeddings": 65_536, "local_attn_chunk_length": 16}
+    config = config_from_fields(MINIMAL | without | grid, "float32")
+    assert (config.attention_pattern, config.max_length, config.local_chunk_length) == (("local",), 64, 16)
+
+
 @pytest.mark.parametrize(
     ("layers", "pattern"),
     [

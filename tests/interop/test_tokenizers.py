@@ -143,6 +143,14 @@ def test_a_model_of_258_ids_without_pieces_is_one_of_bytes(make_directory):
     assert isinstance(load_tokenizer(make_directory(258, with_pieces=False)), ByteTokenizer)
 
 
+def test_bytes_are_saved_without_a_file(make_directory):
+    directory = make_directory(ByteTokenizer.vocab_size, with_pieces=False)
+    before = sorted(directory.iterdir())
+    ByteTokenizer().save(directory)
+    assert sorted(directory.iterdir()) == before
+    assert isinstance(load_tokenizer(directory), ByteTokenizer)
+
+
 def test_a_wrong_vocabulary_is_refused(make_directory, tokenizer):
     directory = make_directory(40, with_pieces=True)
     with pytest.raises(ValueError, match=rf"{tokenizer.vocab_size} pieces, more than vocab_size=40 .* another model"):

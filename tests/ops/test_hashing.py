@@ -1,6 +1,7 @@
 """Hashing: buckets are the argmax over rotated directions, factor by factor."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -142,5 +143,31 @@ def test_hashing_in_chunks_equals_hashing_at_once(limit, value, chunk_length, mo
 @pytest.mark.parametrize("shape", [(3, 8, 2, 5), (3, 4, 2, 6), (2, 8, 2, 6), (3, 8, 6)])
 def test_rotations_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match="rotations"):
-        hashing.check_rotations(shape, (3, 8), (8, 4))
-    hashing.check_rotations((3, 8, 2, 6), (3, 8), (8, 4))
+        hashing.check_rotations(np.zeros(shape), (3, 8), (8, 4))
+    hashing.check_rotations(np.zeros((3, 8, 2, 6)), (3, 8), (8, 4))
+
+
+def test_rotations_that_are_none_are_refused():
+    with pytest.raises(
+        ValueError, match=r"rotations=None must be an array \[num_heads, .* reformer.ops.hashing.draw_ro"
+    ):
+        hashing.check_rotations(None, (3, 8), (8, 4))
+
+
+def test_one_number_of_buckets_is_its_only_factor():
+    one, same = (hashing.draw_rotations(jax.random.key(0), 2, 4, 3, factors) for factors in (8, (8,)))
+    np.testing.assert_array_equal(one, same)
+    assert hashing.as_factors([4, np.int64(8)]) == (4, 8)
+
+
+@pytest.mark.parametrize("num_buckets", [7, 0, (), (8, 3), 8.0, None, "8"])
+def test_buckets_that_are_not_even_are_refused(num_buckets):
+    with pytest.raises(
+        ValueError, match=re.escape(f"num_buckets={num_buckets!r} must be an even number of at least 2")
+    ):
+        hashing.as_factors(num_buckets)
+
+
+def test_rotations_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="num_hashes=0 must be at least 1"):
+        hashing.draw_rotations(jax.random.key(0), 2, 4, 0, 8)

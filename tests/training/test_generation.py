@@ -1,6 +1,7 @@
 """generate.py: what it writes and paints, what it refuses, and that a seed decides everything."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 import generate
 from configs import base
 from reformer import generation, num_buckets, painting
-from reformer.data import images
+from reformer.data import images, text
 from reformer.training import settings
 from tests.training.runs import save_untrained
 
@@ -52,7 +53,7 @@ def test_text_continues_its_prompt_and_the_seed_decides_it(text_run, capsys, tmp
     other, _ = run(capsys, *arguments, "--seed=1")
     assert first == again != other
     assert first.startswith("the tree") and "--- 2 ---\nthe tree" in first
-    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text()
+    assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b.txt").read_bytes()
     assert (record["samples"], record["num_tokens"], record["seed"]) == (2, 20, 0)
 
 
@@ -70,9 +71,9 @@ def test_prompts_of_different_lengths_and_a_file_are_continued_together(text_run
 def test_a_stop_byte_ends_every_text(text_run):
     free = generate.parse([f"--workdir={text_run}", "--prompt=x", "--num_tokens=30", "--batch=3"])
     rows = generation.write_text(free.generation)
-    stop = next(character for character in rows[0][5:] if character.isascii())
+    stop = next(chr(byte) for byte in rows[0][5:] if byte < 128)
     stopped = generate.parse([f"--workdir={text_run}", "--prompt=x", "--num_tokens=30", "--batch=3", f"--stop={stop}"])
-    expected = ["x" + "".join(row[1:].partition(stop)[:2]) for row in rows]
+    expected = [b"x" + b"".join(row[1:].partition(stop.encode())[:2]) for row in rows]
     assert generation.write_text(stopped.generation) == expected != rows
 
 
@@ -107,7 +108,9 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
     [
         (["--batch=0"], r"--batch=0 must be at least 1"),
         (["--seed=4294967296"], r"--seed=4294967296 must be from 0 to 2147483647"),
-        (["--num_tokens=30"], r"exceed max_length=32"),
+        (["--num_tokens=30"], r"exceed max_length=32 .* start anew .* such as keep_last=16 \(--keep_last=16\)"),
+        (["--keep_last=32"], r"keep_last=32 must be from 1 to 31"),
+        (["--keep_last=0"], r"keep_last=0 must be from 1 to 31"),
         (["--temperature=-1"], r"temperature=-1\.0 must be at least 0"),
         (["--top_p=2"], r"top_p=2\.0 must be above 0 and at most 1"),
         (["--stop=end"], r"--stop='end' must be one character"),
@@ -134,6 +137,8 @@ def test_prompts_are_refused_where_pictures_are_painted(image_run):
         generate.parse([f"--workdir={image_run}", "--complete=4"])
     with pytest.raises(ValueError, match="--num_tokens=49 exceeds the 48 that an image lacks"):
         generate.parse([f"--workdir={image_run}", "--num_tokens=49"])
+    with pytest.raises(ValueError, match="--stop and --keep_last are for runs on text"):
+        generate.parse([f"--workdir={image_run}", "--keep_last=4"])
 
 
 def test_pictures_of_files_are_completed_and_others_refused(image_run, tmp_path):
@@ -175,17 +180,41 @@ def test_the_buckets_are_those_of_the_training_windows(text_run):
     assert job.generation.model_config.num_buckets == num_buckets(32, job.generation.model_config)
 
 
-def test_a_character_that_is_cut_off_is_shown_as_such(text_run, monkeypatch):
+def test_a_character_that_is_cut_off_is_shown_as_such(text_run, monkeypatch, capsys):
     job = generate.parse([f"--workdir={text_run}", "--prompt=a", "--batch=2"])
     monkeypatch.setattr(generation.Generation, "tokens", lambda self: iter([np.array([[0xC3], [0x62]])]))
-    assert generation.write_text(job.generation) == ["a\ufffd", "ab"]
+    assert generation.write_text(job.generation) == [b"a\xc3", b"ab"]
+    assert capsys.readouterr().out == "a\ufffd\n--- 2 ---\nab\n"
 
 
 def test_stop_ids_are_bytes():
     assert generation.stop_id(None) is None
     assert generation.stop_id("\n") == 10
+    assert generation.stop_id(os.fsdecode(b"\xe9")) == 0xE9
     with pytest.raises(ValueError, match="one byte"):
         generation.stop_id("ä")
+
+
+def test_bytes_of_a_prompt_stay_what_they_are(text_run, monkeypatch, capsys, tmp_path):
+    (tmp_path / "prompt").write_bytes(b"\xff\x80 b\r")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfb")
+    arguments = [f"--workdir={text_run}", f"--prompt={os.fsdecode(b'caf' + bytes([0xE9]))}", "--prompt=caf\u00e9"]
+    job = generate.parse([*arguments, f"--prompt_file={tmp_path / 'prompt'}", f"--out={tmp_path / 'out'}"])
+    assert [text.decode(ids) for ids in job.generation.prompts] == [b"caf\xe9", b"caf\xc3\xa9", b"\xff\x80 b\r"]
+    monkeypatch.setattr(generation.Generation, "tokens", lambda self: iter([np.full((3, 1), 0xE9)]))
+    generate.write(job)
+    assert (tmp_path / "out").read_bytes() == b"caf\xe9\xe9\ncaf\xc3\xa9\xe9\n\xff\x80 b\r\xe9\n"
+    capsys.readouterr().out.encode()  # the terminal gets text
+    (marked,) = generation.text_prompts([], tmp_path / "marked", 1)
+    assert text.decode(marked) == b"b"
+
+
+def test_a_long_prompt_is_taken_where_its_latest_bytes_are_kept(text_run):
+    arguments = [f"--workdir={text_run}", f"--prompt={'x' * 40}"]
+    with pytest.raises(ValueError, match=r"prompt of 41 tokens and num_tokens=1 exceed max_length=32 .*--keep_last=16"):
+        generate.parse(arguments)
+    made = generate.parse([*arguments, "--keep_last=20"]).generation
+    assert (made.num_tokens, made.keep_last, len(made.prompts[0])) == (500, 20, 41)
 
 
 def test_a_run_on_another_task_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reformer import paths
 from reformer.data.preparation import one_at_a_time
 
 URL = "http://mattmahoney.net/dc/enwik8.zip"
@@ -79,7 +80,7 @@ def _require_enwik8(content: bytes, origin: str) -> bytes:
 
 
 def _read_copy(path: str) -> bytes:
-    file = Path(path).expanduser()
+    file = paths.local(path)
     if not file.is_file():
         raise ValueError(f"data.path={path!r} is not a file. Name a copy of enwik8 by --config.data.path.")
     try:

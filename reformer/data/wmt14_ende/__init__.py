@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from reformer import paths
 from reformer.data.pair_files import Corpus, Texts
 from reformer.data.preparation import one_at_a_time
 
@@ -50,7 +51,7 @@ def read_wmt14_ende(path: str, cache_dir: Path, source: str, target: str) -> Cor
     with one_at_a_time(cache_dir):
         builder = module.make_builder(cache_dir)
         if not builder.data_path.exists():
-            folder = Path(path).expanduser() if path else cache_dir / "wmt14_ende"
+            folder = paths.local(path) if path else cache_dir / "wmt14_ende"
             module.prepare(builder, folder, {name: _identify(folder / name) for name in _archives(folder)})
     splits = {split: Texts(*module.read_split(builder, split, (source, target))) for split in MEMBERS}
     return Corpus(f"WMT14 {source}-{target}", splits, _fingerprint(builder.info.metadata, source))
