@@ -146,7 +146,7 @@ def _record(layer: measure.Layer) -> dict[str, Any]:
         occupancy = layer.sorting.occupancy
         smallest, median, largest = (int(x) for x in (occupancy.min(), np.median(occupancy), occupancy.max()))
         record["occupancy"] = {"min": smallest, "median": median, "max": largest}
-    for name in ("seen", "local", "random", "far_seen", "far_local", "far_random"):
+    for name in ("seen", "local", "random", "far_seen", "far_local", "far_random", "near"):
         means = np.mean(getattr(layer.coverage, name), axis=0).tolist()
         record[name] = {str(count): round(mean, 4) for count, mean in zip(layer.counts, means, strict=True)}
     record["far"] = round(float(np.mean(layer.coverage.far)), 4)

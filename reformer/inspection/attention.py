@@ -47,6 +47,7 @@ class Coverage(NamedTuple):
       far_seen: of those alone, the share on the ones that the layer shows, by number of rounds.
       far_local: the share on the ones in local windows of the same size, by number of rounds.
       far_random: the share if all keys had the same weight, by number of rounds.
+      near: of the keys that the layer shows, by count, the share that a local layer shows too, by number of rounds.
     """
 
     seen: Float[Array, "*heads counts"]
@@ -57,6 +58,7 @@ class Coverage(NamedTuple):
     far_seen: Float[Array, "*heads counts"]
     far_local: Float[Array, "*heads counts"]
     far_random: Float[Array, "*heads counts"]
+    near: Float[Array, "*heads counts"]
 
 
 def picture(
@@ -132,7 +134,7 @@ def coverage(
     seen, local, far_seen, far_local, (far,) = jnp.split(shares, len(counts) * np.arange(1, 5))
     random, _, far_random, _, (far_by_number,) = jnp.split(by_number, len(counts) * np.arange(1, 5))
     far_parts = (_share(far_seen, far), _share(far_local, far), _share(far_random, far_by_number))
-    return Coverage(seen, local, random, num_effective_keys, far, *far_parts)
+    return Coverage(seen, local, random, num_effective_keys, far, *far_parts, near=1 - _share(far_random, random))
 
 
 def _share(part, whole):

@@ -107,7 +107,7 @@ def measure(plan, arrays, context, queries, counts=COUNTS):
 
 
 def dense_coverage(kind, case, inputs, queries):
-    """Shares on what is seen and on random keys, by number of rounds; those of far keys; effective number of keys."""
+    """What is seen and random, the same of far keys, near keys, all by number of rounds; effective keys."""
     key = None if case.shared else inputs.key
     options = {"causal": case.causal, "looks_ahead": case.looks_ahead}
     attend = jax.jit(partial(references.attention_weights, **options))
@@ -116,7 +116,7 @@ def dense_coverage(kind, case, inputs, queries):
     can_see = weights > 0
     chunks = np.arange(case.length) // 4
     is_far = (chunks < chunks[queries][:, None] - 1) | (chunks > chunks[queries][:, None])
-    seen, random, far_seen, far_random = [], [], [], []
+    seen, random, far_seen, far_random, near = [], [], [], [], []
     for count in COUNTS:
         is_seen = in_window[:count].any(0)[queries] & can_see
         seen.append((weights * is_seen).sum(1).mean())
@@ -124,8 +124,9 @@ def dense_coverage(kind, case, inputs, queries):
         far_seen.append((weights * is_seen * is_far).sum() / (weights * is_far).sum())
         shares = [(x & is_far & can_see).sum(1) / can_see.sum(1) for x in (is_seen, can_see)]
         far_random.append(shares[0].sum() / shares[1].sum())
+        near.append(1 - shares[0].sum() / (is_seen.sum(1) / can_see.sum(1)).sum())
     entropy = -np.sum(weights * np.log(np.where(can_see, weights, 1)), axis=1)
-    return seen, random, far_seen, far_random, np.exp(entropy).mean()
+    return seen, random, far_seen, far_random, near, np.exp(entropy).mean()
 
 
 @pytest.mark.parametrize(
@@ -143,11 +144,12 @@ def test_coverage_is_the_share_of_dense_full_attention_on_the_keys_that_are_seen
     plan, arrays, context, inputs = row(kind, case)
     queries = np.arange(1, case.length, 3)
     actual = measure(plan, arrays, context, queries)
-    seen, random, far_seen, far_random, num_effective_keys = dense_coverage(kind, case, inputs, queries)
+    seen, random, far_seen, far_random, near, num_effective_keys = dense_coverage(kind, case, inputs, queries)
     references.assert_close(actual.seen, np.array(seen), TOLERANCE)
     references.assert_close(actual.random, np.array(random), TOLERANCE)
     references.assert_close(actual.far_seen, np.array(far_seen), TOLERANCE)
     references.assert_close(actual.far_random, np.array(far_random), TOLERANCE)
+    references.assert_close(actual.near, np.array(near), TOLERANCE)
     references.assert_close(actual.num_effective_keys, np.array(num_effective_keys), TOLERANCE)
 
 
