@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from reformer import extras
 from reformer.data import documents, image_files, images
 from reformer.data.source import Row, chosen_examples, name_labels
 
@@ -237,7 +238,8 @@ def _read_digits(config: Any, side: int, augmentation: Augmentation) -> Labelled
 
     Source: Alpaydin, Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """
-    from sklearn.datasets import load_digits
+    with extras.needed_for("data.name='digits'", "images"):
+        from sklearn.datasets import load_digits
 
     if side != DIGITS_SIDE:
         raise ValueError(f"The digits have 8x8 pixels, not {side}x{side}. Set --config.task.image_size=8.")

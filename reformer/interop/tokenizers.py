@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from reformer import extras
 from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, named, read_fields
 
 PIECES_FILE = "spiece.model"
@@ -72,7 +73,8 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, file: str | os.PathLike):
-        import sentencepiece  # only these models need it
+        with extras.needed_for("a tokenizer of SentencePiece", "translation"):
+            import sentencepiece  # only these models need it
 
         if not Path(file).is_file():
             raise FileNotFoundError(f"{file} does not exist. It is the {PIECES_FILE} that a model comes with.")

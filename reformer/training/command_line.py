@@ -15,6 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from reformer import configs, extras
 from reformer.config import is_integer
 from reformer.training import distributed, memory, settings
 
@@ -62,13 +63,13 @@ class Parser(argparse.ArgumentParser):
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Ends the program with the message on stderr and exit code 1 if an exception of one of `kinds` is raised.
 
-    So it does if the memory of a device does not suffice.
+    So it does if the memory of a device does not suffice, or a package is missing.
 
     ValueError belongs only around what checks the user's input: elsewhere it is a defect and its traceback is wanted.
     """
     try:
         yield
-    except kinds as error:
+    except (*kinds, extras.MissingPackageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except jax.errors.JaxRuntimeError as error:
@@ -99,16 +100,18 @@ def load_config(path_and_preset: str) -> ConfigDict:
     """Returns what `get_config` of a config file returns.
 
     Args:
-      path_and_preset: `path/to/file.py` or `path/to/file.py:preset`.
+      path_and_preset: `path/to/file.py` or `path/to/file.py:preset`. Where there is no such file, `configs/NAME.py` is
+        the one of this package.
 
     Raises:
       ValueError: If there is no such file or preset, or the file does not work.
     """
     path, _, preset = path_and_preset.partition(":")
+    path = str(_own_config(path) or path)
     if not Path(path).is_file():
         raise ValueError(
             f"--config={path_and_preset}: there is no file {Path(path).absolute()}. Give its path from here, "
-            "such as configs/stdlib.py from the root of the repository."
+            "or one of ours, such as configs/stdlib.py."
         )
     try:
         get_config = runpy.run_path(path).get("get_config")
@@ -121,6 +124,12 @@ def load_config(path_and_preset: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={path}: get_config({preset!r}) returned {config!r}, not a ConfigDict.")
     return config
+
+
+def _own_config(path: str) -> Path | None:
+    """Returns the experiment of this package that `configs/NAME.py` names where there is no such file."""
+    own = Path(configs.__file__).parent / Path(path).name
+    return own if Path(path).parent == Path("configs") and not Path(path).is_file() and own.is_file() else None
 
 
 def _message(error: BaseException) -> str:

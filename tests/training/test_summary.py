@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-import train
+from reformer.commands import train
 from reformer.training import loop, summary
 
 
