@@ -101,7 +101,11 @@ def installed(tmp_path_factory):
 @pytest.mark.slow
 def test_an_installed_wheel_trains_and_evaluates_outside_the_clone(installed, tmp_path):
     (tmp_path / "words.txt").write_bytes(b"the tree of a forest and its leaves in wind or rain. " * 200)
-    variables = os.environ | {"PYTHONPATH": str(installed), "XLA_FLAGS": ""}
+    variables = os.environ | {
+        "PYTHONPATH": str(installed),
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+    }
     small = ["--config.model.max_length=32", "--config.model.embed_dim=16", "--config.model.mlp_dim=16"]
     small += ["--config.model.attention_pattern=('local',)", "--config.model.num_layers=1"]
     small += ["--config.training.num_steps=2", "--config.evaluation.batch_size=8", "--config.evaluation.max_examples=8"]

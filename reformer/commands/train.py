@@ -33,7 +33,7 @@ def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
     )
     parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
     parser.add_argument("--profile_steps", default="", help="FIRST:LAST, steps to trace into WORKDIR/profile")
-    parser.add_argument("--dry_run", action="store_true", help="check, compile, show the summary, and stop there")
+    parser.add_argument("--dry_run", action="store_true", help="check, compile, show every parameter and what a step needs, and stop there")
     known, overrides = parser.parse(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
     return loop.prepare(config, known.workdir, known.profile_steps), known.dry_run
@@ -78,7 +78,7 @@ def print_sample(run: loop.Run) -> None:
 def show(known: summary.Summary) -> None:
     """Prints what a dry run found out."""
     if distributed.is_writer():
-        print(f"{known.text}\n{json.dumps(known.record)}")
+        print(f"{known.table}\n{known.text}\n{json.dumps(known.record)}")
 
 
 def main(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from reformer import configs, extras
+from reformer import compilation, configs, extras
 from reformer.config import is_integer
 from reformer.training import distributed, memory, settings
 
@@ -37,6 +37,12 @@ class Parser(argparse.ArgumentParser):
             "reformer/config.py list them.",
             allow_abbrev=False,
         )
+        self.add_argument(
+            "--compilation_cache",
+            metavar="DIR",
+            default=compilation.CACHE_DIR,
+            help="keeps what was compiled for the next start; 'off' = nowhere; default: %(default)s",
+        )
         self._may_be_many = may_be_many
         distributed.add_flags(self, is_hidden=not may_be_many)
 
@@ -48,6 +54,8 @@ class Parser(argparse.ArgumentParser):
           ConnectionError: If the processes do not find each other.
         """
         known, overrides = self.parse_known_args(arguments)
+        if known.compilation_cache != "off":
+            compilation.keep_compiled(known.compilation_cache)
         if not self._may_be_many:
             distributed.refuse(known.num_processes)
             return known, overrides
