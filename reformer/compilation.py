@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -30,7 +31,8 @@ def keep_compiled(directory: str) -> None:
     Args:
       directory: Holds a folder for each kind of processor: what was compiled for one may crash on another.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    known: Any = jax.config  # its attributes are made at run time
+    if known.jax_compilation_cache_dir or not known.jax_enable_compilation_cache:
         return
     with contextlib.suppress(OSError, RuntimeError):  # the second: there is no home directory
         folder = Path(directory).expanduser() / _processor()

@@ -6,8 +6,7 @@ from pathlib import Path
 import jax
 
 from reformer import configs, decoding
-from reformer.data import load, text
-from reformer.data.source import chosen_examples
+from reformer.data import load, source, text
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import (
     checkpoint,
@@ -33,7 +32,11 @@ def parse(arguments: list[str]) -> tuple[loop.Run, bool]:
     )
     parser.add_argument("--workdir", required=True, help="directory for checkpoints, metrics and curves")
     parser.add_argument("--profile_steps", default="", help="FIRST:LAST, steps to trace into WORKDIR/profile")
-    parser.add_argument("--dry_run", action="store_true", help="check, compile, show every parameter and what a step needs, and stop there")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check, compile, show every parameter and what a step needs, and stop there",
+    )
     known, overrides = parser.parse(arguments)
     config = command_line.override(command_line.load_config(known.config), overrides)
     return loop.prepare(config, known.workdir, known.profile_steps), known.dry_run
@@ -51,9 +54,12 @@ def say_what_was_learned(run: loop.Run, result: dict) -> None:
     unit = run.data.unit
     length, max_examples = settings.window_length(run.config), run.config.evaluation.max_examples
     simpler = run.data.baselines("valid", length, max_examples)
-    examples = chosen_examples(run.data, "valid", length, max_examples)
+    examples = source.chosen_examples(run.data, "valid", length, max_examples)
     print(f"validation, {len(examples):,} examples, step {result['step']}:")
-    print(report.table({"this model": result[f"bits_per_{unit}"], **simpler}, unit))
+    accuracies = source.accuracies(run.data, "valid", length, max_examples)
+    if accuracies is not None:
+        accuracies = {"this model": result["accuracy"], **accuracies}
+    print(report.table({"this model": result[f"bits_per_{unit}"], **simpler}, unit, accuracies))
     if run.config.task.name == "language" and load.kind(run.config.data.name) == "text":
         try:
             print_sample(run)

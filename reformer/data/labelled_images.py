@@ -147,8 +147,16 @@ class LabelledImages:
     def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
         """Bits per image of a guess by how often each label is in training, counted from one."""
         counts = np.bincount(self.train.labels, minlength=self.num_labels) + 1
-        labels = getattr(self, split).labels[chosen_examples(self, split, length, max_examples)]
+        labels = self._chosen_labels(split, length, max_examples)
         return {"label counts": float(np.mean(np.log2(counts.sum() / counts[labels])))}
+
+    def accuracies(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
+        """Of who always says the label that is most frequent in training."""
+        most_frequent = np.bincount(self.train.labels, minlength=self.num_labels).argmax()
+        return {"label counts": float(np.mean(self._chosen_labels(split, length, max_examples) == most_frequent))}
+
+    def _chosen_labels(self, split: str, length: int, max_examples: int | None) -> np.ndarray:
+        return getattr(self, split).labels[chosen_examples(self, split, length, max_examples)]
 
 
 def vocab_size(config: Any) -> int:

@@ -75,9 +75,10 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
     ValueError belongs only around what checks the user's input: elsewhere it is a defect and its traceback is wanted.
     """
+    expected: tuple[type[Exception], ...] = (*kinds, extras.MissingPackageError)
     try:
         yield
-    except (*kinds, extras.MissingPackageError) as error:
+    except expected as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except jax.errors.JaxRuntimeError as error:

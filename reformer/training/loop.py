@@ -22,6 +22,7 @@ from reformer.training import (
     stopping,
     summary,
     workdir,
+    writers,
 )
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.guards import Guard, parameter_names
@@ -45,6 +46,7 @@ def prepare(config: ConfigDict, directory: str, profile_steps: str = "") -> Run:
       ValueError: If something is wrong; the message says what, and how to repair it.
     """
     model_config = settings.validate(config)
+    writers.find(config.training.writers)
     workdir.check(Path(directory), config)
     if config.training.frozen:
         frozen.check(config.training.frozen, checkpoint.param_shapes(settings.make_model(config)))
@@ -117,7 +119,9 @@ def _start(run: Run, checkpoints: Checkpoints, programs: Programs, iterator: Any
 
 
 def _open_journal(run: Run, checkpoints: Checkpoints, first_step: int) -> metrics.Journal:
-    return metrics.Journal(run.workdir, first_step, not first_step or bool(checkpoints.metrics(first_step)))
+    opening = writers.Opening(run.workdir, first_step, settings.as_json(run.config))
+    is_evaluated = not first_step or bool(checkpoints.metrics(first_step))
+    return metrics.Journal(opening, run.config.training.writers, is_evaluated)
 
 
 def _introduction(run: Run, train_state: TrainState) -> str:
