@@ -49,10 +49,10 @@ bench-peers: $(PEERS)/peers.stamp
 	$(PEERS)/bin/python benchmarks/peer_gradients.py
 	$(PEERS)/bin/python benchmarks/plots.py --output $(BENCHMARK_RESULTS)
 
-$(VENV)/train.stamp: requirements.txt
+$(VENV)/train.stamp: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; run: make PYTHON=/path/to/python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --upgrade -r requirements.txt
+	$(VENV)/bin/pip install --quiet --upgrade -r requirements.txt -e .
 	touch $@
 
 $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/train.stamp

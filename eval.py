@@ -1,39 +1,6 @@
 """Evaluates a checkpoint: python eval.py --workdir=DIR [--split=test] [--config.group.field=value]."""
 
-import json
-
-from configs import base
-from reformer import paths
-from reformer.training import command_line, distributed, evaluation, settings
-
-
-def parse(arguments: list[str]) -> evaluation.Evaluation:
-    """Returns the checked evaluation that the command line describes."""
-    parser = command_line.Parser("Evaluates a trained model on a whole split.")
-    parser.add_argument("--workdir", required=True, type=paths.argument, help="directory that was given to train.py")
-    parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
-    parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
-    known, overrides = parser.parse(arguments)
-    config = command_line.override(settings.update(base.get_config(), settings.read(known.workdir)), overrides)
-    return evaluation.prepare(config, known.workdir, known.checkpoint, known.split)
-
-
-def main(arguments: list[str]) -> None:
-    """Evaluates, appends the result to `evaluations.jsonl` and prints it as the last line."""
-    with command_line.user_errors(ValueError, OSError):
-        wanted = parse(arguments)
-    distributed.end_at_sigterm()
-    if distributed.is_writer():
-        print(f"{wanted.workdir}, step {wanted.step}, {wanted.split} split, {wanted.data.description}", flush=True)
-        if wanted.changes:
-            print(f"changed for this evaluation: {settings.describe(wanted.changes)}", flush=True)
-    with command_line.user_errors(OSError):
-        record = json.dumps(evaluation.evaluate(wanted))
-        if distributed.is_writer():
-            with (wanted.workdir / "evaluations.jsonl").open("a") as file:
-                file.write(record + "\n")
-            print(record)
-
+from reformer.commands.evaluate import run
 
 if __name__ == "__main__":
-    distributed.run(main)
+    run()

@@ -113,6 +113,9 @@ def training_group() -> ConfigDict:
     group.batch_size = 8  # examples per update, over all devices and micro-batches
     group.accumulation_steps = 1  # micro-batches per update, one after the other: less memory, same result
     group.log_every_steps = 10  # steps between two records of the training loss
+    # Who gets the records beside metrics.jsonl: 'tensorboard', 'wandb', 'mlflow', or MODULE:NAME of what takes a
+    # `reformer.training.writers.Opening` and returns a `Writer`.
+    group.writers = ("tensorboard",)
     # Workdir of a run, or folder of a Hugging Face model, whose parameters are taken where the shape is the same
     # and the path, or in the stack the depth; 'DIR:PART' = those of a part, such as the discriminator; '' = all random.
     group.init_from = ""

@@ -14,7 +14,7 @@ Presets: `tiny` is a smaller model, on windows of 128 bytes.
 
 from ml_collections import ConfigDict
 
-from configs import base, masked
+from reformer.configs import base, masked
 
 
 def get_config(preset: str = "") -> ConfigDict:

@@ -15,7 +15,7 @@ Source: arXiv 2001.04451, section 5 and Table 2.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 
 def get_config(preset: str = "") -> ConfigDict:

@@ -13,7 +13,7 @@ Presets: `tiny` is a smaller model that trains in a few minutes.
 
 from ml_collections import ConfigDict
 
-from configs import base, masked
+from reformer.configs import base, masked
 
 
 def get_config(preset: str = "") -> ConfigDict:

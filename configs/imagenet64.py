@@ -20,7 +20,7 @@ Presets:
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 
 def get_config(preset: str = "") -> ConfigDict:

@@ -12,7 +12,7 @@ Presets: `tiny` is a smaller model that trains in a few minutes.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 
 def get_config(preset: str = "") -> ConfigDict:

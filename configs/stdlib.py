@@ -10,7 +10,7 @@ Presets: `tiny` is a smaller model that trains in about a minute.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 
 def get_config(preset: str = "") -> ConfigDict:

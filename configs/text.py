@@ -10,7 +10,7 @@ Presets: `small` (the default; one GPU or a patient CPU) and `tiny` (minutes on 
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 
 def get_config(preset: str = "") -> ConfigDict:

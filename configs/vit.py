@@ -20,7 +20,7 @@ Presets:
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 _PHOTOGRAPHS = {"patch8": 8, "patch4": 4, "patch2": 2, "patch1": 1}  # pixels of a patch's side
 _DIGITS = {"digits": 1, "tiny": 2}

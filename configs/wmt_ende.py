@@ -18,7 +18,7 @@ rows have a fixed length, so that batches are counted in sentences, and labels a
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 
 def get_config(preset: str = "") -> ConfigDict:

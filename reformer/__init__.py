@@ -12,6 +12,8 @@ from reformer.model import ReformerLM
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
 from reformer.vision import ReformerViT
 
+__version__ = "0.1.0"
+
 
 def load(workdir):
     """Loads a trained model.

@@ -1,6 +1,16 @@
-"""How XLA should compile these models."""
+"""How XLA should compile these models, and where what it compiled is kept."""
+
+import contextlib
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
 
 import jax
+
+CACHE_DIR = "~/.cache/reformer/compiled"
+_CACHE_BYTES = 2**31  # beyond it what was not used for the longest time goes
+_CACHE_SECONDS = 0.2  # a program that takes less to compile is not kept; JAX's own limit would miss some of each start
 
 
 def compiler_options() -> dict[str, str] | None:
@@ -10,3 +20,32 @@ def compiler_options() -> dict[str, str] | None:
     make a step of these models about 7 % slower; see docs/performance.md.
     """
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+
+
+def keep_compiled(directory: str) -> None:
+    """Keeps what is compiled from now on in a folder, where the next start finds it.
+
+    Does nothing where JAX has a folder already (`JAX_COMPILATION_CACHE_DIR`), where its cache is off
+    (`JAX_ENABLE_COMPILATION_CACHE=false`), or where the folder cannot be made.
+
+    Args:
+      directory: Holds a folder for each kind of processor: what was compiled for one may crash on another.
+    """
+    known: Any = jax.config  # its attributes are made at run time
+    if known.jax_compilation_cache_dir or not known.jax_enable_compilation_cache:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # the second: there is no home directory
+        folder = Path(directory).expanduser() / _processor()
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHE_SECONDS)
+
+
+def _processor() -> str:
+    """Returns a name for the kind of this machine's processor, with what it can do."""
+    abilities = platform.processor()
+    with contextlib.suppress(OSError):  # there is such a file on Linux only
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        abilities = next((line for line in lines if line.startswith(("flags", "Features"))), abilities)
+    return f"{platform.machine()}-{hashlib.sha256(abilities.encode()).hexdigest()[:8]}"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from reformer import beam
+from reformer import beam, extras
 from reformer.beam import Search
 from reformer.config import derive_encoder_config
 from reformer.data import pairs, subwords
@@ -94,9 +94,7 @@ class Translation:
 
     def bleu(self, translations: Sequence[Sequence[str]]) -> Bleu:
         """Compares with the references; texts that were joined are compared as one."""
-        from sacrebleu.metrics import BLEU
-
-        metric = BLEU()
+        metric = _make_metric()
         hypotheses = [" ".join(parts) for parts in translations]
         references = [" ".join(texts.target) for texts in self.texts]
         score = metric.corpus_score(hypotheses, [references]).score
@@ -106,6 +104,12 @@ class Translation:
         """Share of the documents whose translation has as many texts as the source."""
         pairs_of_counts = zip(translations, self.texts, strict=True)
         return float(np.mean([len(parts) == len(texts.source) for parts, texts in pairs_of_counts]))
+
+
+def _make_metric() -> Any:
+    with extras.needed_for("BLEU", "translation"):
+        from sacrebleu.metrics import BLEU
+    return BLEU()
 
 
 def prepare(
@@ -135,7 +139,10 @@ def prepare(
 
     Raises:
       ValueError: something is wrong; the message says what, and how to repair it.
+      MissingPackageError: the translations of a split are to be compared, and sacrebleu is not there.
     """
+    if split is not None:
+        _make_metric()  # before minutes of work
     settings.validate(config)
     command_line.check_seed("--seed", seed)
     if config.task.name != "translation":

@@ -15,6 +15,7 @@ if version("jaxlib").startswith("0.10."):
     FASTER_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8" + FASTER_COMPILATION)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # not the user's: tests/training has one of its own
 
 import jax
 import jaxtyping

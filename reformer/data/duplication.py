@@ -64,6 +64,11 @@ class DuplicationData(NextToken):
         del split, length, max_examples
         return {"guessing": math.log2(self.num_symbols)}
 
+    def accuracies(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
+        """Of guessing."""
+        del split, length, max_examples
+        return {"guessing": 1 / self.num_symbols}
+
 
 def check_length(length: int) -> None:
     """Raises a ValueError if no word has this length."""

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from reformer import paths
+from reformer import extras, paths
 from reformer.data import documents, image_files, images
 from reformer.data.source import Row, chosen_examples, name_labels
 
@@ -147,8 +147,16 @@ class LabelledImages:
     def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
         """Bits per image of a guess by how often each label is in training, counted from one."""
         counts = np.bincount(self.train.labels, minlength=self.num_labels) + 1
-        labels = getattr(self, split).labels[chosen_examples(self, split, length, max_examples)]
+        labels = self._chosen_labels(split, length, max_examples)
         return {"label counts": float(np.mean(np.log2(counts.sum() / counts[labels])))}
+
+    def accuracies(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
+        """Of who always says the label that is most frequent in training."""
+        most_frequent = np.bincount(self.train.labels, minlength=self.num_labels).argmax()
+        return {"label counts": float(np.mean(self._chosen_labels(split, length, max_examples) == most_frequent))}
+
+    def _chosen_labels(self, split: str, length: int, max_examples: int | None) -> np.ndarray:
+        return getattr(self, split).labels[chosen_examples(self, split, length, max_examples)]
 
 
 def vocab_size(config: Any) -> int:
@@ -238,7 +246,8 @@ def _read_digits(config: Any, side: int, augmentation: Augmentation) -> Labelled
 
     Source: Alpaydin, Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """
-    from sklearn.datasets import load_digits
+    with extras.needed_for("data.name='digits'", "images"):
+        from sklearn.datasets import load_digits
 
     if side != DIGITS_SIDE:
         raise ValueError(f"The digits have 8x8 pixels, not {side}x{side}. Set --config.task.image_size=8.")

@@ -69,6 +69,18 @@ def assets(source: Source) -> dict[str, bytes]:
     return getattr(source, "assets", {})
 
 
+def accuracies(source: Source, split: str, length: int, max_examples: int | None = None) -> dict[str, float] | None:
+    """Share of right answers of simpler models, by name; None of data where bits are what counts.
+
+    Args:
+        source: the data.
+        split: of the data.
+        length: tokens of an example.
+        max_examples: that are scored, as in `baselines`.
+    """
+    return source.accuracies(split, length, max_examples) if hasattr(source, "accuracies") else None
+
+
 def name_labels(names: Sequence[str]) -> dict[str, bytes]:
     """The file that says what the labels of a classifier mean, in the order of its logits, for `assets`."""
     return {"labels.txt": "".join(f"{name}\n" for name in names).encode()}

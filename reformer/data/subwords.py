@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
-from reformer import paths
+from reformer import extras, paths
 
 PADDING_ID, BEGIN_ID, END_ID, UNKNOWN_ID, SEPARATOR_ID = range(5)
 NUM_RESERVED = 5
@@ -41,7 +41,8 @@ class Subwords:
     @functools.cached_property
     def processor(self) -> Any:
         """The `sentencepiece.SentencePieceProcessor`."""
-        from sentencepiece import SentencePieceProcessor
+        with extras.needed_for("a vocabulary of subwords", "translation"):
+            from sentencepiece import SentencePieceProcessor
 
         return SentencePieceProcessor(model_proto=self.model)
 
@@ -147,7 +148,8 @@ def learn(lines: Sequence[str], num_ids: int, cache_dir: Path) -> Subwords:
 
 
 def _train(lines: Iterable[str], num_ids: int, most_bytes: int) -> bytes:
-    from sentencepiece import SentencePieceTrainer
+    with extras.needed_for("a vocabulary of subwords", "translation"):
+        from sentencepiece import SentencePieceTrainer
 
     written = io.BytesIO()
     pad, begin, end, unknown, separator = _RESERVED

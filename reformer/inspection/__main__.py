@@ -178,5 +178,10 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps(record))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Is the command `reformer-inspect`."""
     main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run()

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from reformer import paths
+from reformer import extras, paths
 from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, named, read_fields
 
 PIECES_FILE = "spiece.model"
@@ -82,7 +82,8 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, file: str | os.PathLike):
-        import sentencepiece  # only these models need it
+        with extras.needed_for("a tokenizer of SentencePiece", "translation"):
+            import sentencepiece  # only these models need it
 
         file = paths.local(file)
         if not file.is_file():

@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from reformer import paths
+from reformer import compilation, configs, extras, paths
 from reformer.config import is_integer
 from reformer.training import distributed, memory, settings
 
@@ -37,6 +37,12 @@ class Parser(argparse.ArgumentParser):
             "reformer/config.py list them.",
             allow_abbrev=False,
         )
+        self.add_argument(
+            "--compilation_cache",
+            metavar="DIR",
+            default=compilation.CACHE_DIR,
+            help="keeps what was compiled for the next start; 'off' = nowhere; default: %(default)s",
+        )
         self._may_be_many = may_be_many
         distributed.add_flags(self, is_hidden=not may_be_many)
 
@@ -48,6 +54,8 @@ class Parser(argparse.ArgumentParser):
           ConnectionError: If the processes do not find each other.
         """
         known, overrides = self.parse_known_args(arguments)
+        if known.compilation_cache != "off":
+            compilation.keep_compiled(known.compilation_cache)
         if not self._may_be_many:
             distributed.refuse(known.num_processes)
             return known, overrides
@@ -63,13 +71,14 @@ class Parser(argparse.ArgumentParser):
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Ends the program with the message on stderr and exit code 1 if an exception of one of `kinds` is raised.
 
-    So it does if the memory of a device does not suffice.
+    So it does if the memory of a device does not suffice, or a package is missing.
 
     ValueError belongs only around what checks the user's input: elsewhere it is a defect and its traceback is wanted.
     """
+    expected: tuple[type[Exception], ...] = (*kinds, extras.MissingPackageError)
     try:
         yield
-    except kinds as error:
+    except expected as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except jax.errors.JaxRuntimeError as error:
@@ -100,16 +109,18 @@ def load_config(path_and_preset: str) -> ConfigDict:
     """Returns what `get_config` of a config file returns.
 
     Args:
-      path_and_preset: `path/to/file.py` or `path/to/file.py:preset`.
+      path_and_preset: `path/to/file.py` or `path/to/file.py:preset`. Where there is no such file, `configs/NAME.py` is
+        the one of this package.
 
     Raises:
       ValueError: If there is no such file or preset, or the file does not work.
     """
     path, _, preset = os.fspath(paths.local(path_and_preset)).partition(":")
+    path = str(_own_config(path) or path)
     if not Path(path).is_file():
         raise ValueError(
             f"--config={path_and_preset}: there is no file {Path(path).absolute()}. Give its path from here, "
-            "such as configs/stdlib.py from the root of the repository."
+            "or one of ours, such as configs/stdlib.py."
         )
     try:
         get_config = runpy.run_path(path).get("get_config")
@@ -122,6 +133,12 @@ def load_config(path_and_preset: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={path}: get_config({preset!r}) returned {config!r}, not a ConfigDict.")
     return config
+
+
+def _own_config(path: str) -> Path | None:
+    """Returns the experiment of this package that `configs/NAME.py` names where there is no such file."""
+    own = Path(configs.__file__).parent / Path(path).name
+    return own if Path(path).parent == Path("configs") and not Path(path).is_file() and own.is_file() else None
 
 
 def _message(error: BaseException) -> str:

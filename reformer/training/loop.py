@@ -23,6 +23,7 @@ from reformer.training import (
     stopping,
     summary,
     workdir,
+    writers,
 )
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.guards import Guard, parameter_names
@@ -46,6 +47,7 @@ def prepare(config: ConfigDict, directory: str | Path, profile_steps: str = "") 
       ValueError: If something is wrong; the message says what, and how to repair it.
     """
     directory, model_config = paths.local(directory), settings.validate(config)
+    writers.find(config.training.writers)
     workdir.check(directory, config)
     if config.training.frozen:
         frozen.check(config.training.frozen, checkpoint.param_shapes(settings.make_model(config)))
@@ -120,7 +122,9 @@ def _start(run: Run, checkpoints: Checkpoints, programs: Programs, iterator: Any
 
 
 def _open_journal(run: Run, checkpoints: Checkpoints, first_step: int) -> metrics.Journal:
-    return metrics.Journal(run.workdir, first_step, not first_step or bool(checkpoints.metrics(first_step)))
+    opening = writers.Opening(run.workdir, first_step, settings.as_json(run.config))
+    is_evaluated = not first_step or bool(checkpoints.metrics(first_step))
+    return metrics.Journal(opening, run.config.training.writers, is_evaluated)
 
 
 def _introduction(run: Run, train_state: TrainState) -> str:

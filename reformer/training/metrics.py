@@ -1,22 +1,21 @@
-"""What a run reports: sums from the devices, read one step late, to a JSON-lines file, TensorBoard and the terminal."""
+"""What a run reports: sums from the devices, read one step late, to its writers and the terminal."""
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from reformer.training import disk, distributed, memory
+from reformer.training import distributed, memory, writers
 from reformer.training.guards import Guard
 from reformer.training.progress import Progress
-
-Record = dict[str, Any]
+from reformer.training.writers import Record, Writer
 
 # What depends on the machine and its load. Everything else in a record is repeated exactly by a resumed run.
-MACHINE_DEPENDENT = ("tokens_per_second", "peak_memory_bytes")
+MACHINE_DEPENDENT = ("time", "seconds_per_step", "tokens_per_second", "peak_memory_bytes")
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -31,45 +30,37 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 class Journal:
-    """`metrics.jsonl` and TensorBoard events in the workdir. Only process 0 writes."""
+    """`metrics.jsonl` in the workdir, and the other writers of the run. Only process 0 writes."""
 
-    def __init__(self, workdir: Path, resumed_step: int, is_evaluated: bool = True):
-        """Opens both and drops the records that the run is about to repeat.
+    def __init__(self, opening: writers.Opening, names: Iterable[str] = (), is_evaluated: bool = True):
+        """Opens all and drops the records that the run is about to repeat.
 
         Args:
-          workdir: Holds both, or will.
-          resumed_step: Records after it are dropped.
+          opening: Says where, and the step after which records are dropped.
+          names: Of the other writers.
           is_evaluated: The checkpoint of that step has its scores; if not, they are made up for.
         """
-        self._is_writer = distributed.is_writer()
-        if not self._is_writer:
+        self._writers: list[Writer] = []
+        if not distributed.is_writer():
             return
-        from reformer.training.events import EventFile
-
-        path = workdir / "metrics.jsonl"
+        path, resumed_step = opening.workdir / writers.JSON_LINES, opening.resumed_step
         last_scores = resumed_step if is_evaluated else resumed_step - 1
         last_step = {"valid": last_scores, "lsh": last_scores}
         kept = [r for r in read_records(path) if r["step"] <= last_step.get(r["split"], resumed_step)]
-        disk.replace(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        self._file = path.open("a")
-        self._events = EventFile(workdir / "events", purge_step=resumed_step + 1)
+        self._writers.append(writers.JsonLines(path, kept))
+        self._writers += [open_writer(opening) for open_writer in writers.find(names)]
 
     def write(self, record: Record) -> None:
-        """Appends a record with the keys `split`, `step` and others; TensorBoard gets the numbers among them."""
-        if not self._is_writer:
-            return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name not in ("split", "step") and isinstance(value, (int, float)):
-                self._events.add_scalar(f"{record['split']}/{name}", float(value), record["step"])
-        self._events.flush()
+        """Hands every writer a record with the keys `split`, `step` and others, and the time."""
+        timed = record | {"time": round(time.time(), 3)}
+        for writer in self._writers:
+            writer.write(timed)
 
     def close(self) -> None:
-        """Closes both."""
-        if self._is_writer:
-            self._file.close()
-            self._events.close()
+        """Closes all."""
+        with contextlib.ExitStack() as stack:  # also those after one that fails
+            for writer in self._writers:
+                stack.callback(writer.close)
 
 
 class StepReader:
@@ -84,6 +75,7 @@ class StepReader:
         self._began: float | None = None  # the first step, until it is read
         self._last_read: float | None = None
         self._seconds, self._steps = 0.0, 0
+        self._seconds_per_step: float | None = None  # as last known; of the first step what it took in all
 
     def start(self) -> None:
         """Says that the first step begins: how long it takes is shown."""
@@ -117,8 +109,11 @@ class StepReader:
             return
         record = step_record(step, values, self._guard.unit)
         if self._steps:
-            record["tokens_per_second"] = round(self._steps * self._tokens_per_step / self._seconds, 1)
-        self._progress.update(record, self._seconds / max(self._steps, 1))
+            self._seconds_per_step = self._seconds / self._steps
+        if self._seconds_per_step is not None:
+            record["seconds_per_step"] = round(self._seconds_per_step, 6)
+            record["tokens_per_second"] = round(self._tokens_per_step / self._seconds_per_step, 1)
+        self._progress.update(record)
         if step % self._log_every_steps == 0:
             self._journal.write(record | {"peak_memory_bytes": memory.peak_bytes()})
             self._seconds, self._steps = 0.0, 0
@@ -132,8 +127,8 @@ class StepReader:
         # The first step after a pause may wait for an evaluation: it is not counted.
         now = time.monotonic()
         if self._began is not None:
-            self._progress.say(f"the first step took {now - self._began:.2f} s")
-            self._began = None
+            self._seconds_per_step, self._began = now - self._began, None
+            self._progress.say(f"the first step took {self._seconds_per_step:.2f} s")
         if self._last_read is not None:
             self._steps += 1
             self._seconds += now - self._last_read

@@ -25,15 +25,15 @@ class Progress:
             self._task = self._bar.add_task("compiling", total=self._num_steps, completed=first_step)
             self._bar.start()
 
-    def update(self, record: dict[str, Any], seconds_per_step: float) -> None:
-        """Shows the record of a training step; `seconds_per_step` is 0 as long as it is unknown."""
+    def update(self, record: dict[str, Any]) -> None:
+        """Shows the record of a training step."""
         numbers = f"{record[f'bits_per_{self._unit}']:.3f} bits/{self._unit}"
         if "tokens_per_second" in record:
             numbers += f", {record['tokens_per_second']:,.0f} tokens/s"
         if self._bar:
             self._bar.update(self._task, completed=record["step"], description=numbers)
         elif record["step"] % self._every_steps == 0:
-            seconds_left = round(seconds_per_step * (self._num_steps - record["step"]))
+            seconds_left = round(record.get("seconds_per_step", 0) * (self._num_steps - record["step"]))
             self.say(f"step {record['step']}/{self._num_steps}: {numbers}, {timedelta(seconds=seconds_left)} left")
 
     def say(self, line: str) -> None:

@@ -1,14 +1,17 @@
 """What is said and drawn when a run ends: simpler models on the same data, and the curves."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from reformer.training.metrics import read_records
 
 
-def table(rows: dict[str, float], unit: str) -> str:
-    """Returns one line of text for each row."""
-    width = max(map(len, rows))
-    return "\n".join(f"  {name:<{width}}  {bits:.3f} bits/{unit}" for name, bits in rows.items())
+def table(bits: Mapping[str, float], unit: str, accuracies: Mapping[str, float] | None = None) -> str:
+    """Returns one line of text for each model, with its accuracy where that is known."""
+    width, shares = max(map(len, bits)), accuracies or {}
+    lines = (f"  {name:<{width}}  {bits[name]:.3f} bits/{unit}" for name in bits)
+    known = (f"  accuracy {shares[name]:6.2%}" if name in shares else "" for name in bits)
+    return "\n".join(map("".join, zip(lines, known, strict=True)))
 
 
 def draw_curves(workdir: Path, baseline_bits: dict[str, float], unit: str) -> Path:

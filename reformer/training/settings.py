@@ -17,7 +17,7 @@ from reformer.data import load
 from reformer.layers.attention import padded_length
 from reformer.ops.patches import ORDERS
 from reformer.tasks import registry
-from reformer.training import disk
+from reformer.training import disk, writers
 from reformer.trunk import POOLINGS
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
@@ -58,6 +58,7 @@ FIELD_RULES = (
         ["data.path", "data.cache_dir", "data.subwords", "training.init_from"],
     ),
     ("a tuple of regular expressions, each in quotes", _are_patterns, ["training.frozen"]),
+    (*writers.RULE, ["training.writers"]),
     (
         "an integer of at least 1 and at most 2147483647",
         lambda value: is_integer(value, 1),

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reformer import sharding
+from reformer.config import ReformerConfig
 from reformer.tasks import registry
 from reformer.training.programs import CompiledStep
 from reformer.training.run import Run
@@ -33,10 +34,12 @@ class Summary(NamedTuple):
     """What is known of a run before its first step.
 
     Attributes:
-      text: For people, at most 80 columns wide.
+      table: Every parameter, for people who ask; like the text at most 80 columns wide.
+      text: The rest in at most ten lines.
       record: The most important numbers.
     """
 
+    table: str
     text: str
     record: dict[str, Any]
 
@@ -54,7 +57,7 @@ def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
     num_flops = registry.flops_per_token(run.config.task, run.model_config, length) * num_tokens
     analysis = compiled.call.memory_analysis()
     lines = [
-        _parameter_table(target.params, run.model_config.attention_pattern),
+        _describe_model(run.model_config),
         _describe_state(target),
         f"step: {run.config.training.batch_size:,} examples x {length:,} tokens = {num_tokens:,} tokens",
         f"operations: {_with_prefix(num_flops, 1000)}FLOP per step in matrix products, "
@@ -69,7 +72,15 @@ def summarize(run: Run, target: Any, compiled: CompiledStep) -> Summary:
         "memory_bytes_per_device": None if analysis is None else _kept_bytes(analysis) + analysis.temp_size_in_bytes,
         "compile_seconds": round(compiled.seconds, 1),
     }
-    return Summary("\n".join(lines), record)
+    return Summary(_parameter_table(target.params, run.model_config.attention_pattern), "\n".join(lines), record)
+
+
+def _describe_model(model: ReformerConfig) -> str:
+    return (
+        f"model: {model.num_layers} layers {'-'.join(model.attention_pattern)}, embed {model.embed_dim}, "
+        f"{model.num_heads} heads of {model.head_dim},\n  mlp {model.mlp_dim}, vocabulary {model.vocab_size}, "
+        f"at most {model.max_length:,} tokens"
+    )
 
 
 def _parameter_table(params: Any, pattern: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ FREE_FIELDS = (
     "optimizer.clip_norm",
     "training.num_steps",
     "training.log_every_steps",
+    "training.writers",
     "training.max_skipped_updates",
     "training.stall_seconds",
 )

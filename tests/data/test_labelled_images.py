@@ -213,6 +213,7 @@ def test_evaluation_reads_every_image_once_as_it_is():
 def test_the_baseline_is_the_entropy_of_the_labels():
     data = _data(num_train=9)
     assert data.baselines("valid", 16) == {"label counts": pytest.approx(np.log2(3))}
+    assert source.accuracies(data, "valid", 16) == {"label counts": 0.5}
 
 
 def test_the_fingerprint_changes_with_pixels_labels_and_splits(tmp_path):

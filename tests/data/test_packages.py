@@ -98,6 +98,7 @@ def test_padded_rows_have_a_weight_for_the_window_and_a_mask(data):
 
 def test_guessing_costs_the_logarithm_of_the_number_of_labels(data):
     assert data.baselines("valid", 16) == {"guessing": np.log2(3)}
+    assert source.accuracies(data, "valid", 16) == {"guessing": 1 / 3}
 
 
 def test_the_fingerprint_changes_with_the_content(folder, data, tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
-import train
 from configs import base
+from reformer.commands import train
 from reformer.training import command_line
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def override(*arguments):
@@ -65,6 +65,15 @@ def test_a_wrong_override_is_one_sentence(argument, message):
 def test_a_missing_config_file_is_named():
     with pytest.raises(ValueError, match=r"there is no file .*configs/nothing.py. Give its path from here"):
         command_line.load_config("configs/nothing.py:tiny")
+
+
+def test_our_experiments_are_found_from_anywhere_and_ones_own_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.load_config("configs/text.py:tiny").data.name == "text"
+    (tmp_path / "configs").mkdir()
+    own = "from reformer.configs import base\n\ndef get_config(preset):\n    return base.get_config()\n"
+    (tmp_path / "configs" / "text.py").write_text(own)
+    assert command_line.load_config("configs/text.py:tiny") == base.get_config()
 
 
 def test_an_unknown_preset_lists_the_presets():

@@ -6,8 +6,7 @@ from unittest import mock
 
 import pytest
 
-import generate
-import train
+from reformer.commands import generate, train
 from reformer.training import distributed
 from tests.processes import Processes, small_run
 

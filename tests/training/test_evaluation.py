@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import eval as eval_program
 from reformer import sharding
+from reformer.commands import evaluate as eval_program
 from reformer.data import source, text
 from reformer.model import ReformerLM
 from reformer.training import evaluation, loop, settings

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import generate
 from configs import base
 from reformer import generation, num_buckets, painting
+from reformer.commands import generate
 from reformer.data import images, text
 from reformer.training import settings
 from tests.training.runs import save_untrained

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import train
 from configs import base
 from reformer.training import loop, programs
 from reformer.training.settings import flatten
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 JUNK = st.one_of(
     st.none(),

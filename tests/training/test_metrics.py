@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from reformer.training import memory, metrics
+from reformer.training import memory, metrics, writers
 from reformer.training.guards import Guard
 from reformer.training.progress import Progress
 
@@ -37,8 +37,12 @@ class KeptProgress(Progress):
     def say(self, line):
         self.lines.append(line)
 
-    def update(self, record, seconds_per_step):
+    def update(self, record):
         self.steps.append(record["step"])
+
+
+def journal_in(workdir, resumed_step=0, **options):
+    return metrics.Journal(writers.Opening(workdir, resumed_step, {"seed": 0}), ("tensorboard",), **options)
 
 
 def values(nats=8.0):
@@ -95,6 +99,30 @@ def test_the_time_of_the_first_step_is_said_once():
     assert [line.split(" ")[:4] for line in reader._progress.lines] == [["the", "first", "step", "took"]]
 
 
+def test_every_training_record_holds_the_time_of_a_step():
+    reader = make_reader(log_every_steps=1)
+    reader.start()
+    for step in (1, 2):
+        reader.push(step, values())
+    reader.flush()  # for an evaluation
+    reader.push(3, values())
+    reader.flush()
+    of_steps = [record["seconds_per_step"] for record in reader._journal.records]
+    assert len(of_steps) == 3 and min(of_steps) > 0
+    assert of_steps[2] == of_steps[1]  # it was not measured, for the evaluation was in between
+    for record in reader._journal.records:
+        assert record["tokens_per_second"] == pytest.approx(4 / record["seconds_per_step"], rel=0.1)
+
+
+def test_every_record_holds_the_time_of_day(tmp_path):
+    began, journal = time.time(), journal_in(tmp_path)
+    for split in ("train", "valid", "lsh", "skipped"):
+        journal.write({"split": split, "step": 1})
+    journal.close()
+    times = [record["time"] for record in metrics.read_records(tmp_path / "metrics.jsonl")]
+    assert len(times) == 4 and began - 1 < min(times) <= max(times) < time.time() + 1
+
+
 def test_a_record_of_the_journal_holds_the_peak_of_memory():
     reader = make_reader(log_every_steps=1)
     ballast = np.ones(2**20)
@@ -112,13 +140,13 @@ def test_a_record_holds_nats_and_bits_of_one_step():
 
 
 def test_a_resumed_journal_drops_later_records_and_a_torn_line(tmp_path):
-    journal = metrics.Journal(tmp_path, resumed_step=0)
+    journal = journal_in(tmp_path)
     for step in (1, 2, 3):
         journal.write({"split": "train", "step": step, "loss": 1.0 / step})
     journal.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"split": "train", "st')
-    journal = metrics.Journal(tmp_path, resumed_step=2)
+    journal = journal_in(tmp_path, 2)
     journal.write({"split": "train", "step": 3, "loss": 0.25})
     journal.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -126,17 +154,17 @@ def test_a_resumed_journal_drops_later_records_and_a_torn_line(tmp_path):
 
 
 def test_a_journal_drops_scores_that_are_made_up_for(tmp_path):
-    journal = metrics.Journal(tmp_path, resumed_step=0)
+    journal = journal_in(tmp_path)
     for split, step in (("train", 1), ("valid", 1), ("train", 2), ("valid", 2)):
         journal.write({"split": split, "step": step})
     journal.close()
-    metrics.Journal(tmp_path, resumed_step=2, is_evaluated=False).close()
+    journal_in(tmp_path, 2, is_evaluated=False).close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(record["split"], record["step"]) for record in records] == [("train", 1), ("valid", 1), ("train", 2)]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
-    journal = metrics.Journal(tmp_path, resumed_step=0)
+    journal = journal_in(tmp_path)
     journal.write({"split": "valid", "step": 1, "bits_per_byte": 2.0, "reason": "words are left out"})
     journal.close()
     assert b"valid/bits_per_byte" in b"".join(path.read_bytes() for path in (tmp_path / "events").iterdir())
@@ -144,11 +172,11 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 def test_event_files_are_named_in_the_order_of_the_starts_and_lose_nothing_in_a_kill(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", iter([3e9, *[2e9] * 100]).__next__)  # the clock was set back
-    first = metrics.Journal(tmp_path, resumed_step=0)
+    first = journal_in(tmp_path)
     first.write({"split": "valid", "step": 1, "bits_per_byte": 2.0})
     (file,) = (tmp_path / "events").iterdir()
     assert b"valid/bits_per_byte" in file.read_bytes()  # and it was not closed
-    metrics.Journal(tmp_path, resumed_step=1).close()
+    journal_in(tmp_path, 1).close()
     assert sorted((tmp_path / "events").iterdir())[0] == file
     first.close()
 
@@ -158,6 +186,6 @@ def test_without_a_terminal_progress_is_plain_lines(capsys):
     training.update(num_steps=40, log_every_steps=10)
     progress = Progress(0, training, "byte")
     for step in (9, 10):
-        progress.update({"step": step, "bits_per_byte": 2.5, "tokens_per_second": 1234.0}, seconds_per_step=2.0)
+        progress.update({"step": step, "bits_per_byte": 2.5, "tokens_per_second": 1234.0, "seconds_per_step": 2.0})
     progress.close()
     assert capsys.readouterr().out == "step 10/40: 2.500 bits/byte, 1,234 tokens/s, 0:01:00 left\n"

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-import train
+from reformer.commands import train
 from reformer.training import loop, summary
 
 
@@ -23,14 +23,22 @@ def known(make_config, tmp_path_factory):
 
 def row(known, group, name):
     """The row of a parameter with single spaces."""
-    lines = known[1].text.splitlines()
+    lines = known[1].table.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(group))
     return " ".join(next(line for line in lines[start + 1 :] if line.startswith(f"  {name} ")).split())
 
 
 @pytest.mark.slow
 def test_every_line_fits_80_columns(known):
-    assert max(map(len, known[1].text.splitlines())) <= summary.WIDTH
+    lines = [*known[1].table.splitlines(), *known[1].text.splitlines()]
+    assert max(map(len, lines)) <= summary.WIDTH
+
+
+@pytest.mark.slow
+def test_what_every_run_says_are_ten_lines_at_most(known):
+    lines = known[1].text.splitlines()
+    assert len(lines) <= 10
+    assert lines[0] == "model: 2 layers local-lsh, embed 16, 2 heads of 8,"
 
 
 @pytest.mark.slow
@@ -45,7 +53,7 @@ def test_a_parameter_has_its_shape_number_bytes_and_what_it_is_split_over(known)
 def test_layers_that_are_alike_share_a_row(known):
     # Both feed-forward layers: 2 x 16 x 32 numbers, a quarter of the bytes on each device.
     assert row(known, "feed-forward", "hidden/kernel") == "hidden/kernel 16 x 32 1,024 1 KiB fsdp, tensor"
-    words = " ".join(known[1].text.split())
+    words = " ".join(known[1].table.split())
     assert "feed-forward 2 layers " in words and "lsh attention 1 layer " in words
 
 
@@ -54,7 +62,7 @@ def test_the_rows_add_up_to_all_parameters(known):
     run, result = known
     with jax.set_mesh(run.mesh):
         params = loop.make_programs(run.config, run.mesh).target.params
-    table = result.text.split("\nparameters:")[0].splitlines()[1:]
+    table = result.table.splitlines()[1:]
     numbers = [int(word.replace(",", "")) for line in table if line.startswith(" ") for word in [_number(line)]]
     assert sum(numbers) == sum(leaf.size for leaf in jax.tree.leaves(params)) == result.record["num_parameters"]
 
@@ -66,7 +74,7 @@ def _number(line):
 
 @pytest.mark.slow
 def test_the_step_is_described(known):
-    text, record = known[1]
+    _, text, record = known[1]
     assert "step: 8 examples x 32 tokens = 256 tokens" in text
     assert record["tokens_per_step"] == 256 and record["flops_per_step"] > 0
     assert record["memory_bytes_per_device"] > record["num_parameters"] / 2
@@ -101,6 +109,8 @@ def test_a_dry_run_ends_with_one_json_object_and_writes_nothing(config, text_fil
     small = ["--config.model.max_length=32", "--config.model.embed_dim=16", "--config.training.batch_size=8"]
     small += ["--config.model.attention_pattern=('local',)", "--config.model.num_layers=1"]
     train.main([*arguments, *small, "--dry_run"])
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:1] == ["hidden/kernel"] for line in lines)
+    last = json.loads(lines[-1])
     assert last["tokens_per_step"] == 32 * 8 and last["compile_seconds"] > 0
     assert not list(tmp_path.iterdir())

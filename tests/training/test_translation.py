@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-import translate
 from configs import base
 from reformer import beam, translation
+from reformer.commands import translate
 from reformer.data import subwords
 from reformer.layers.attention import num_buckets
 from reformer.training import checkpoint, evaluation, settings

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-import generate
 import reformer
 from configs import vit
+from reformer.commands import generate
 from reformer.inspection import __main__ as inspection
 from reformer.training import evaluation, loop, settings
 from tests.training.runs import assert_same_run, records, run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reformer import paths
+from reformer import extras, paths
 from reformer.data.preparation import one_at_a_time
 
 URL = "http://mattmahoney.net/dc/enwik8.zip"
@@ -105,7 +105,10 @@ def _uncompress(file: Path) -> bytes:
 
 
 def _download(cache_dir: Path) -> bytes:
-    builder = importlib.import_module("reformer.data.enwik8.enwik8_builder")  # TensorFlow Datasets: 1 s, rarely needed
+    with extras.needed_for("downloading enwik8", "tfds"):
+        builder = importlib.import_module(
+            "reformer.data.enwik8.enwik8_builder"
+        )  # TensorFlow Datasets: 1 s, rarely needed
     if not (cache_dir / "enwik8.zip").is_file():
         _require_connection(cache_dir)
     return _require_enwik8(builder.prepare(cache_dir), f"The copy prepared in data.cache_dir={str(cache_dir)!r}")

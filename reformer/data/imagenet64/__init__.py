@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reformer import paths
+from reformer import extras, paths
 from reformer.data.preparation import one_at_a_time
 
 # Bytes and sha256 of the tars that were published; there is a smaller set of 32x32 too.
@@ -59,7 +59,8 @@ def read_imagenet64(path: str, cache_dir: Path, side: int, skip_bad_images: bool
     Raises:
         ValueError: a tar is missing, damaged or another than before, an image is bad, or `cache_dir` cannot be written.
     """
-    module = importlib.import_module("reformer.data.imagenet64.imagenet64_builder")  # TensorFlow Datasets: 1 s
+    with extras.needed_for("data.name='imagenet64'", "tfds"):
+        module = importlib.import_module("reformer.data.imagenet64.imagenet64_builder")  # TensorFlow Datasets: 1 s
     folder = paths.local(path) if path else cache_dir / "imagenet64"
     tars = {split: folder / f"{split}_{side}x{side}.tar" for split in ("train", "valid")}
     with one_at_a_time(cache_dir):

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reformer import paths
+from reformer import extras, paths
 from reformer.data.pair_files import Corpus, Texts
 from reformer.data.preparation import one_at_a_time
 
@@ -47,7 +47,8 @@ def read_wmt14_ende(path: str, cache_dir: Path, source: str, target: str) -> Cor
             f"data.source_language={source!r} and data.target_language={target!r} must be 'en' and 'de', one each, for "
             "data.name='wmt14_ende'."
         )
-    module = importlib.import_module("reformer.data.wmt14_ende.wmt14_ende_builder")  # TensorFlow Datasets: 1 s
+    with extras.needed_for("data.name='wmt14_ende'", "tfds"):
+        module = importlib.import_module("reformer.data.wmt14_ende.wmt14_ende_builder")  # TensorFlow Datasets: 1 s
     with one_at_a_time(cache_dir):
         builder = module.make_builder(cache_dir)
         if not builder.data_path.exists():

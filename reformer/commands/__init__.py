@@ -1,0 +1,1 @@
+"""The programs: what their command lines mean, and what they print."""
