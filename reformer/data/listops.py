@@ -155,8 +155,8 @@ def _append(tokens: list[int], rng: np.random.Generator, depth: int, longest: in
 
 def evaluate(operator: str, values: list[int]) -> int:
     """The value of a list; the median of an even number of values is rounded down."""
-    functions = {"[MIN": min, "[MAX": max, "[MED": lambda values: int(np.median(values)), "[SM": lambda v: sum(v) % 10}
-    return int(functions[operator](values))
+    functions: dict[str, Any] = {"[MIN": min, "[MAX": max, "[MED": np.median, "[SM": sum}
+    return int(functions[operator](values)) % NUM_LABELS
 
 
 @dataclasses.dataclass(frozen=True)
