@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import duplication
+from reformer import paths
 from reformer.training import loop, metrics
 
 WANTED = 0.99  # of the symbols
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--num_hashes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/copying"))
+    parser.add_argument("--workdir", type=paths.argument, default=Path("runs/copying"))
     arguments = parser.parse_args()
     origin = record.provenance()
     rows = []

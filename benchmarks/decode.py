@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import eval as eval_program
 from benchmarks import record, train_step
 from reformer import ReformerConfig, ReformerLM, decoding, paths
+from reformer.commands import evaluate
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import batches, checkpoint
 
@@ -135,7 +135,7 @@ def report_agreement(workdir: Path | None) -> None:
     """Measures, appends and prints agreement: of the checkpoint in `workdir`, and of random models."""
     origin, rows = record.provenance(), []
     if workdir is not None:
-        wanted = eval_program.parse([f"--workdir={workdir}"])
+        wanted = evaluate.parse([f"--workdir={workdir}"])
         _, variables = checkpoint.load(workdir, wanted.step)
         batch = batches.evaluation_batches(wanted.config, wanted.data, wanted.split, wanted.mesh)[0]
         row, of_both = measure_agreement(wanted.model_config, variables, batch["tokens"])

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What to measure where a GPU is available; results are appended to benchmarks/results/.
-#   benchmarks/gpu.sh [QUESTION ...]     train_step attention decode table2 text images paper resume; default: train_step
+#   benchmarks/gpu.sh [QUESTION ...]     train_step attention decode table2 text long_range images paper resume; default: train_step
 # DATA is a folder with enwik8_prefix (or any text under that name) and images64.npz; runs are kept under RUNS.
 # PYTHON needs the requirements and JAX for the GPU: .venv/bin/pip install "jax[cuda12]".
 set -euo pipefail
@@ -27,12 +27,20 @@ table2() { # 150,000 steps each as in the paper; a run that was interrupted cont
 }
 
 text() {
-  "$PYTHON" benchmarks/attention_kinds.py --config configs/text.py:small --workdir "$RUNS/text" \
-    --config.data.path="$DATA/enwik8_prefix" --config.training.num_steps=3000
+  "$PYTHON" benchmarks/long_range.py --config configs/text.py:small --workdir "$RUNS/text" --name long_range_gpu \
+    --kinds lsh local_wide full paper_full --config.data.path="$DATA/enwik8_prefix" --config.training.num_steps=3000
+}
+
+long_range() { # the tables of docs/look_ahead.md on longer windows and for longer
+  for length in 4k 8k 16k; do
+    "$PYTHON" benchmarks/long_range.py --config "configs/recall.py:bytes_$length" --workdir "$RUNS/recall_$length" \
+      --name long_range_gpu --seeds 0 1 2 --config.training.num_steps=5000 --config.training.batch_size=4
+  done
 }
 
 images() {
-  "$PYTHON" benchmarks/attention_kinds.py --config configs/imagenet64.py:small --workdir "$RUNS/images" \
+  "$PYTHON" benchmarks/long_range.py --config configs/imagenet64.py:small --workdir "$RUNS/images" \
+    --name long_range_gpu --kinds lsh local_wide paper_lsh \
     --config.data.name=images --config.data.path="$DATA/images64.npz" --config.training.num_steps=1000
 }
 
@@ -53,9 +61,9 @@ resume() { # 65,536 tokens in bfloat16, killed after 90 seconds, continued
 "$PYTHON" -c 'import sys, jax; sys.exit(jax.default_backend() != "gpu" and "JAX sees no GPU: " + str(jax.devices()))'
 for question in "${@:-train_step}"; do
   case "$question" in
-    train_step | attention | decode | table2 | text | images | paper | resume) "$question" ;;
+    train_step | attention | decode | table2 | text | long_range | images | paper | resume) "$question" ;;
     *)
-      echo "there is no question '$question'; choose from train_step attention decode table2 text images paper resume" >&2
+      echo "there is no question '$question'; choose from train_step attention decode table2 text long_range images paper resume" >&2
       exit 1
       ;;
   esac

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import base
+from reformer import paths
 from reformer.training import command_line, evaluation, loop, metrics, settings
 
 ROUNDS = (1, 2, 4, 8, 16)
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--in_the_time_of", choices=KINDS, help="train the others again, for as long as this kind took")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/long_range"))
+    parser.add_argument("--workdir", type=paths.argument, default=Path("runs/long_range"))
     parser.add_argument("--name", default="long_range", help="of the file of the results")
     arguments, overrides = parser.parse_known_args()
     origin = record.provenance()

@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import eval as eval_program
 from benchmarks import record
 from reformer import paths
+from reformer.commands import evaluate
 from reformer.training import evaluation, settings
 
 
 def measure(workdir: Path, split: str, num_hashes: int) -> dict:
     """Returns the record of an evaluation with `num_hashes` rounds, and its seconds, compilation included."""
-    wanted = eval_program.parse([f"--workdir={workdir}", f"--split={split}", f"--config.model.num_hashes={num_hashes}"])
+    wanted = evaluate.parse([f"--workdir={workdir}", f"--split={split}", f"--config.model.num_hashes={num_hashes}"])
     began = time.perf_counter()
     result = evaluation.evaluate(wanted)
     return {"num_hashes": num_hashes, "seconds": round(time.perf_counter() - began, 1), **result}

@@ -5,18 +5,15 @@ from pathlib import Path
 
 import pytest
 
-import eval as eval_program
-import generate
 import reformer
-import train
-import translate
 from configs import base
 from reformer import paths
+from reformer.commands import evaluate, generate, train, translate
 from reformer.inspection import __main__ as inspection
 from reformer.training import command_line, settings
 
-ROOT = Path(train.__file__).parent
-PROGRAMS = [train, eval_program, generate, translate, inspection]
+ROOT = Path(__file__).parents[1]
+PROGRAMS = [train, evaluate, generate, translate, inspection]
 SENTENCE = "must be a path on a file system: addresses such as gs:// and s3:// can neither be read nor written. Mount"
 
 
