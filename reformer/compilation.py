@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from reformer import paths
+
 CACHE_DIR = "~/.cache/reformer/compiled"
 _CACHE_BYTES = 2**31  # beyond it what was not used for the longest time goes
 _CACHE_SECONDS = 0.2  # a program that takes less to compile is not kept; JAX's own limit would miss some of each start
@@ -34,8 +36,8 @@ def keep_compiled(directory: str) -> None:
     known: Any = jax.config  # its attributes are made at run time
     if known.jax_compilation_cache_dir or not known.jax_enable_compilation_cache:
         return
-    with contextlib.suppress(OSError, RuntimeError):  # the second: there is no home directory
-        folder = Path(directory).expanduser() / _processor()
+    with contextlib.suppress(OSError, ValueError):  # the second: there is no home directory
+        folder = paths.local(directory) / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
