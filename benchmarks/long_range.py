@@ -3,7 +3,7 @@
 Each kind is trained with each seed. `paper` kinds have the paper's values and, but for LSH layers, separate projections
 of queries and keys; the others look ahead. LSH with R rounds shows a query R times the keys that a local layer shows;
 `local_wide` is local attention with as many keys as that in the place of LSH. The LSH models are then
-evaluated with other numbers of rounds, and under full attention, without being trained again.
+evaluated with other numbers of rounds, and under full attention, without being trained again; and `full` with LSH.
 
 Commands: python benchmarks/long_range.py --config configs/recall.py --seeds 0 1 2
           python benchmarks/long_range.py --config configs/recall.py:bytes_8k --kinds lsh full --in_the_time_of lsh
@@ -96,13 +96,19 @@ def evaluate(workdir: str, changes: dict) -> dict:
 
 
 def by_rounds(workdir: str, kind: str) -> dict[str, dict]:
-    """Returns the scores of an LSH model with other numbers of rounds, and if it allows that with full attention."""
-    found = {str(number): evaluate(workdir, {"num_hashes": number}) for number in ROUNDS}
-    if kind == "lsh":
-        pattern = settings.read(workdir)["model"]["attention_pattern"]
-        full = tuple("full" if layer == "lsh" else layer for layer in pattern)
-        found["full"] = evaluate(workdir, {"attention_pattern": full})
-    return found
+    """Returns the scores of a model by number of rounds, 'full' = full attention in the place of LSH.
+
+    One that was trained with full attention and one projection is run with LSH, one with LSH with full attention too.
+    """
+    pattern = settings.read(workdir)["model"]["attention_pattern"]
+    patterns = {
+        name: tuple(name if layer in ("lsh", "full") else layer for layer in pattern) for name in ("lsh", "full")
+    }
+    with_lsh = {} if kind == "paper_lsh" else {"attention_pattern": patterns["lsh"]}
+    found = {str(number): evaluate(workdir, with_lsh | {"num_hashes": number}) for number in ROUNDS}
+    if kind == "paper_lsh":  # its local layers have projections of their own, so full ones would too
+        return found
+    return found | {"full": evaluate(workdir, {"attention_pattern": patterns["full"]})}
 
 
 def describe(row: dict) -> list[str]:
@@ -131,7 +137,7 @@ def main() -> None:
             kinds = [kind for kind in kinds if kind != arguments.in_the_time_of]
         for kind in kinds:
             rows.append(train(arguments, overrides, kind, seed, seconds))
-            if KINDS[kind][0] == "lsh" and seconds is None:
+            if kind in ("lsh", "full", "paper_lsh") and seconds is None:
                 rows[-1]["rounds"] = by_rounds(rows[-1]["workdir"], kind)
             record.append(arguments.name, rows[-1] | origin)
     report(rows)
