@@ -42,6 +42,7 @@ def make_config(length: int, **changes) -> ReformerConfig:
         "head_dim": 64,
         "attention_pattern": ("local", "lsh"),
         "num_hashes": 1,
+        "look_ahead": False,  # as in the examples, to compare with other libraries; `look_ahead.py` tells what it costs
         "activation": "relu",
         "axial_shape": record.axial_shape(length),
         "axial_dims": (64, 192),
