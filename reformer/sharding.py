@@ -9,12 +9,15 @@ constants and the mesh is part of what JAX compiles for, so nothing depends on w
 
 import functools
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor", "length")  # of a mesh; the last two exclude each other
 
 # Logical axis -> the mesh axes that split it, where the mesh has them and no axis of the array before it took them. The
 # layers axis must not be split: a scan slices it.
@@ -103,8 +106,13 @@ def validate(
       companions: configs of smaller models that run beside it, by name.
 
     Raises:
-      ValueError: sizes that do not divide, a line for each.
+      ValueError: sizes that do not divide, a line for each; or a mesh with other axes.
     """
+    if mesh.axis_names[:2] != AXES[:2] or mesh.axis_names[2:] not in (("tensor",), ("length",)):
+        raise ValueError(
+            f"A mesh with the axes {mesh.axis_names} must have data, fsdp and tensor, or data, fsdp and length. Make "
+            "it by reformer.sharding.make_mesh."
+        )
     fsdp, parts = mesh.shape["fsdp"], mesh.devices.shape[2]
     checks = [(name, size, "sharding.data * fsdp", mesh.shape["data"] * fsdp) for name, size in batch_sizes.items()]
     if "length" in mesh.shape:
@@ -127,9 +135,50 @@ def spec(*names: str) -> PartitionSpec:
     """Where an array with these logical axes lies on the current mesh; none = the same everywhere.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, or a mesh that cannot be used.
     """
-    return _spec(names, jax.sharding.get_abstract_mesh().axis_names)
+    return _spec(names, _usable(jax.sharding.get_abstract_mesh()).axis_names)
+
+
+def _usable(mesh):
+    """The mesh itself; a warning, once, of axes that split nothing because no rule knows them.
+
+    Raises:
+      ValueError: axes of the type Explicit, which `jax.make_mesh` makes unless told otherwise.
+    """
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if explicit := [name for name, kind in types.items() if kind == AxisType.Explicit]:
+        raise ValueError(
+            f"Mesh axes of type Explicit ({', '.join(explicit)}) must be of type Auto. Make the mesh by "
+            "reformer.sharding.make_mesh, or pass axis_types=(jax.sharding.AxisType.Auto,) * number to jax.make_mesh."
+        )
+    foreign = [name for name, kind in types.items() if kind == AxisType.Auto and name not in AXES]
+    if foreign := [f"{name}={mesh.shape[name]}" for name in foreign if mesh.shape[name] > 1]:
+        _warn_once(
+            f"Mesh axes {', '.join(foreign)} split nothing: every device along them computes the same. Axes are known "
+            f"by the names {', '.join(AXES)}: make the mesh by reformer.sharding.make_mesh, or rename them."
+        )
+    return mesh
+
+
+def check_is_set(x: jax.Array) -> None:
+    """Warns, once, where an array lies on a mesh and none is set.
+
+    Raises:
+      ValueError: axes of the type Explicit.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if jax.sharding.get_abstract_mesh().empty and mesh.size > 1:
+        sizes = ", ".join(f"{name}={size}" for name, size in _usable(mesh).shape.items())
+        _warn_once(
+            f"Arrays lie on a mesh ({sizes}) that is not set: the devices gather whole sequences from each other. "
+            "Compute within `with jax.set_mesh(mesh):`, and take the mesh of reformer.sharding.make_mesh."
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def _spec(names: tuple[str, ...], mesh_axes: tuple[str, ...]) -> PartitionSpec:
@@ -164,7 +213,7 @@ def sum_over_mesh(tree):
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Tells the compiler where an activation lives; does nothing outside a mesh and inside `shard_map`.
+    """Tells the compiler where an activation lives; outside a mesh and inside `shard_map` the array stays as it is.
 
     Raises:
       ValueError: an unknown name, or not one name for each axis of `x`.
@@ -172,6 +221,7 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     place = spec(*names)
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} logical axes {names} for an array of shape {x.shape}. Name every axis.")
+    check_is_set(x)
     if jax.sharding.get_abstract_mesh().empty or _is_manual():
         return x
     return jax.lax.with_sharding_constraint(x, place)
@@ -193,7 +243,7 @@ def shard_map(fn: Callable, in_specs, out_specs, *, check_axes: bool = True) -> 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples over the axes data and fsdp."""
-    return NamedSharding(mesh, _spec(("act_batch",), mesh.axis_names))
+    return NamedSharding(mesh, _spec(("act_batch",), _usable(mesh).axis_names))
 
 
 @functools.cache
@@ -227,9 +277,10 @@ def parameter_shardings(tree, mesh: Mesh):
     Raises:
       ValueError: `tree` is a parameter tree with a path that the table does not know.
     """
+    axes = _usable(mesh).axis_names
 
     def place(path, leaf):
-        sharding = NamedSharding(mesh, _leaf_spec(path, leaf, mesh.axis_names))
+        sharding = NamedSharding(mesh, _leaf_spec(path, leaf, axes))
         return sharding if _divides(leaf.shape, sharding) else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, tree)

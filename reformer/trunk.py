@@ -17,7 +17,7 @@ from reformer.layers.linear import LayerNorm
 from reformer.ops import hashing
 from reformer.ops.dropout import draw_seed, dropout, fold, rows
 from reformer.ops.lengthwise import map_length
-from reformer.sharding import constrain, splits_length
+from reformer.sharding import check_is_set, constrain, splits_length
 
 Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
 POOLINGS = ("first", "mean")  # what stands for a whole sequence
@@ -95,6 +95,7 @@ class Trunk(nn.Module):
           ValueError: the sequence is empty or too long; mask, rotations or what is encoded do not fit or are missing.
         """
         config = self.config
+        check_is_set(inputs)
         length = _check_inputs(inputs, mask, config.max_length)
         seed = self._dropout_seed(deterministic)
         inputs, mask = _pad(inputs, mask, padded_length(length, config))

@@ -1,7 +1,9 @@
 """Eight simulated devices compute what one computes, and attention never gathers the sequence."""
 
+import contextlib
 import dataclasses
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +142,62 @@ def test_a_split_length_moves_only_between_length_and_heads_and_takes_a_part_of_
 def test_an_unknown_axis_name_fails():
     with pytest.raises(ValueError, match="Unknown logical axis 'act_lenght'"):
         sharding.constrain(jnp.zeros((2, 2)), "act_batch", "act_lenght")
+
+
+@pytest.fixture
+def forgetful():
+    """Warnings that are given once are given again."""
+    sharding._warn_once.cache_clear()
+    yield
+    sharding._warn_once.cache_clear()
+
+
+def logits(mesh, *spec, is_set=False):
+    """Traces a model on tokens that lie on a mesh."""
+    tokens = jax.device_put(models.tokens(models.SMALL, 8), jax.NamedSharding(mesh, jax.P(*spec)))
+    model = ReformerLM(dataclasses.replace(models.SMALL, attention_pattern=("local",)))
+    with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
+        return jax.jit(model.apply).eval_shape({"params": models.init(model.config)}, tokens)
+
+
+def auto(*names):
+    return jax.make_mesh((8,) + (1,) * (len(names) - 1), names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+
+
+def test_arrays_on_a_mesh_that_is_not_set_give_one_warning_with_the_repair(forgetful):
+    with pytest.warns(
+        UserWarning, match=r"mesh \(data=8, fsdp=1, tensor=1\) that is not set: .* jax.set_mesh"
+    ) as found:
+        logits(sharding.make_mesh(), "data")
+        logits(sharding.make_mesh(), "data")
+    assert len(found) == 1
+
+
+def test_axes_that_no_rule_knows_give_one_warning_with_the_names(forgetful):
+    with pytest.warns(UserWarning, match=r"Mesh axes batch=8 split nothing: .* data, fsdp, tensor, length") as found:
+        logits(auto("batch"), "batch", is_set=True)
+        sharding.parameter_shardings({"head": {"bias": jnp.zeros(8)}}, auto("batch"))
+    assert len(found) == 1
+
+
+def test_an_own_mesh_with_known_axes_or_one_device_gives_no_warning(forgetful):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits(auto("data"), "data", is_set=True)
+        logits(one_device(), "data")
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_explicit_axes_are_refused_with_the_repair(is_set):
+    with pytest.raises(
+        ValueError, match=r"type Explicit \(data\) must be of type Auto. Make the mesh by reformer.sharding"
+    ):
+        logits(jax.make_mesh((8,), ("data",)), "data", is_set=is_set)
+
+
+def test_sizes_are_checked_only_on_a_mesh_with_our_axes():
+    with pytest.raises(ValueError, match=r"axes \('data',\) must have data, fsdp and tensor, or data, fsdp and length"):
+        sharding.validate(models.SMALL, auto("data"), {}, 64)
 
 
 def test_a_parameter_without_axes_fails():

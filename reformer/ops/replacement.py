@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from reformer.ops.dropout import random_bits, rows
 from reformer.ops.lengthwise import map_length
+from reformer.ops.sampling import cool
 
 
 def number_places(
@@ -65,7 +66,7 @@ def draw_in_chunks(
 
     def draw(whole, chunk):
         (params, fixed, seed), (inputs, row, places) = whole, chunk
-        logits = logits_fn(params, inputs, row, fixed) / temperature
+        logits = cool(logits_fn(params, inputs, row, fixed), temperature)
         noise = gumbel(seed, places, logits.shape[-1]).astype(logits.dtype)
         return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 

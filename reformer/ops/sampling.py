@@ -5,6 +5,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
+# Below it the quotients of logits may overflow, and float32 has 0 for what is below 1e-38; it is cold enough for the
+# draw to be the most likely id.
+_COLDEST = 1e-20
+
+
+def cool(logits: Float[Array, "*rows vocab"], temperature: float | int) -> Float[Array, "*rows vocab"]:
+    """The logits divided by a positive temperature, however small."""
+    return logits / max(temperature, _COLDEST)
+
+
 def keep_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:
     """Forbids, by -inf, all but the `k` largest logits of a row and what is equal to the last of them."""
     smallest = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
@@ -22,6 +32,7 @@ def keep_top_p(logits: Float[Array, "batch vocab"], p: float) -> Float[Array, "b
     probabilities = jax.nn.softmax(ordered, axis=-1)
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
     smallest = jnp.min(jnp.where(mass_before < p, ordered, jnp.inf), axis=-1, keepdims=True)
+    smallest = jnp.minimum(smallest, ordered[:, :1])  # float32 has 0 for a tiny p
     return jnp.where(logits >= smallest, logits, -jnp.inf)
 
 
@@ -48,7 +59,7 @@ def draw(
         logits = jnp.where(jnp.arange(logits.shape[-1])[None, :] < num_ids, logits, -jnp.inf)
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / temperature
+    logits = cool(logits, temperature)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import inspect
 import os
 import re
@@ -10,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from reformer import compilation, configs, extras, paths
-from reformer.config import is_integer
+from reformer.config import is_integer, is_number
 from reformer.training import distributed, memory, settings
 
 _OUT_OF_MEMORY = (
@@ -24,6 +26,9 @@ _OUT_OF_MEMORY = (
     "config.training.accumulation_steps or config.sharding.fsdp, or set config.model.mlp_chunk_length and "
     "loss_chunk_length; --dry_run says what is needed."
 )
+
+
+_RULES_OF_TYPES = {bool: "True or False", int: "an integer", float: "a number"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +59,9 @@ class Parser(argparse.ArgumentParser):
           ConnectionError: If the processes do not find each other.
         """
         known, overrides = self.parse_known_args(arguments)
+        for name in (name for argument in overrides if (name := _flag_name(argument))):
+            if not name.startswith(("config.", "noconfig.")):
+                self._suggest(name)
         if known.compilation_cache != "off":
             compilation.keep_compiled(known.compilation_cache)
         if not self._may_be_many:
@@ -61,6 +69,11 @@ class Parser(argparse.ArgumentParser):
             return known, overrides
         distributed.initialize(known.coordinator, known.num_processes, known.process_id, known.silent_seconds)
         return known, overrides
+
+    def _suggest(self, name: str) -> None:
+        flags = [flag.lstrip("-") for action in self._actions for flag in action.option_strings]
+        if closest := difflib.get_close_matches(name, flags, 1, cutoff=0.8):
+            raise ValueError(f"there is no flag --{name}. Did you mean --{closest[0]}? See --help.")
 
     def error(self, message: str):
         """Raises `message` as a ValueError."""
@@ -178,16 +191,59 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
 def _problem_of(config: ConfigDict, argument: str) -> str:
     """Returns what is wrong with one argument, '' if nothing is."""
-    match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-    fields = settings.flatten(config)
-    if match and (name := match.group(1)) not in fields:
-        return f"{argument}: there is no field config.{name}. {settings.closest_field(name, fields)}"
+    name = _flag_name(argument)
+    if not name:
+        return ""
+    field, fields = re.sub(r"^(no)?config\.", "", name), settings.flatten(config)
+    if field == name:
+        return _unknown_flag(argument, name, fields)
+    if field not in fields:
+        return f"{argument}: there is no field config.{field}. {settings.closest_field(field, fields)}"
     if "=" not in argument:  # its value, if it has one, is the next argument
         return ""
     try:
         _set_fields(config, [argument])
     except ValueError as error:
-        return str(error)
+        return _wrong_value(config, field, argument.partition("=")[2]) or str(error)
+    return ""
+
+
+def _flag_name(argument: str) -> str:
+    """Returns the name of a flag without its hyphens, '' for what is none, such as a value."""
+    match = re.match(r"--?([A-Za-z_][^=]*)", argument)
+    return match.group(1) if match else ""
+
+
+def _unknown_flag(argument: str, name: str, fields: dict[str, Any]) -> str:
+    """Returns a sentence about a flag of no program, which may be a field without --config. or its group."""
+    shortened = {part: field for field in fields for part in (field, field.rpartition(".")[2])}
+    closest = difflib.get_close_matches(name, shortened, 1, cutoff=0.8)
+    if not closest:
+        return f"{argument}: there is no flag --{name}. See --help, and configs/base.py for fields of --config."
+    value = "".join(argument.partition("=")[1:])
+    return f"{argument}: there is no flag --{name}. Did you mean --config.{shortened[closest[0]]}{value}?"
+
+
+def _wrong_value(config: ConfigDict, field: str, value: str) -> str:
+    """Returns a sentence about a value that is not of its field's type, '' where the type has no rule here."""
+    group, _, name = field.rpartition(".")
+    kind = (config[group] if group else config).get_type(name)
+    if kind not in _RULES_OF_TYPES:
+        return ""
+    rule = next((rule for rule, _, fields in settings.FIELD_RULES if field in fields), _RULES_OF_TYPES[kind])
+    meant = _meant(kind, value)
+    return f"config.{field}={value!r} must be {rule}." + f" Did you mean --config.{field}={meant}?" * bool(meant)
+
+
+def _meant(kind: type, value: str) -> str:
+    """Returns the value as it should have been written, '' if that is unknown."""
+    if kind is bool:
+        return {"no": "False", "off": "False", "n": "False", "yes": "True", "on": "True", "y": "True"}.get(
+            value.lower(), ""
+        )
+    with contextlib.suppress(ValueError):
+        number = float(value)
+        return str(int(number)) if kind is int and is_number(number) and number.is_integer() else ""
     return ""
 
 

@@ -49,10 +49,22 @@ def test_a_field_that_may_be_none_can_be_set_to_none():
     [
         ("--config.model.num_hash=4", r"no field config.model.num_hash. Did you mean --config.model.num_hashes\?"),
         ("--config.modle.num_hashes=4", r"no field config.modle.num_hashes. Did you mean --config.model.num_hashes\?"),
-        ("--config.model.num_hashes=2.5", r"--config.model.num_hashes=2.5: invalid literal for int"),
-        ("--config.model.causal=maybe", r"--config.model.causal=maybe"),
+        ("--config.model.num_hashes=2.5", r"^config.model.num_hashes='2.5' must be an integer.$"),
+        ("--config.model.causal=maybe", r"^config.model.causal='maybe' must be True or False.$"),
+        ("--config.model.reversible=no", r"must be True or False. Did you mean --config.model.reversible=False\?$"),
+        (
+            "--config.training.num_steps=1e3",
+            r"^config.training.num_steps='1e3' must be an integer of at least 1 and at most 2147483647. "
+            r"Did you mean --config.training.num_steps=1000\?$",
+        ),
+        (
+            "--config.optimizer.learning_rate=fast",
+            r"learning_rate='fast' must be a positive number that float32 holds.",
+        ),
+        ("--model.num_layers=2", r"there is no flag --model.num_layers. Did you mean --config.model.num_layers=2\?$"),
+        ("--num_layer=2", r"there is no flag --num_layer. Did you mean --config.model.num_layers=2\?$"),
         ("--config.model=3", r"--config.model=3"),
-        ("--steps=3", r"Unknown command line flag 'steps'"),
+        ("--steps=3", r"--steps=3: there is no flag --steps"),
         ("steps", r"unknown arguments: steps. Overrides look like"),
     ],
 )
@@ -60,6 +72,11 @@ def test_a_wrong_override_is_one_sentence(argument, message):
     with pytest.raises(ValueError, match=message) as error:
         override(argument)
     assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_flag_of_the_program_is_named_with_the_right_one():
+    with pytest.raises(ValueError, match=r"there is no flag --dryrun. Did you mean --dry_run\?"):
+        train.parse(["--workdir=w", "--dryrun"])
 
 
 def test_a_missing_config_file_is_named():
