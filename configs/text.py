@@ -1,11 +1,15 @@
 """A byte-level Reformer on any file or folder of text.
 
-Command:  python train.py --config=configs/text.py --config.data.path=FILE_OR_FOLDER --workdir=runs/text
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Command:  python train.py --config=configs/text.py:tiny --config.data.path=FILE_OR_FOLDER --workdir=runs/text
+Hardware: two cores of a shared AMD EPYC (JAX 0.10.2)
+Time:     3 to 4 minutes for 1 MB, compilation and evaluation included, beside other work
+Result:   2.29 bits per byte on "Crime and Punishment" (1.1 MB; order-2 counts 2.76, gzip -9 3.21), 2.42 on the first
+          1 MB of enwik8 (order-2 counts 3.09, gzip -9 2.77), seed 0
 
-Presets: `small` (the default; one GPU or a patient CPU) and `tiny` (minutes on a laptop CPU).
+Presets: `small` (the default; one GPU or a patient CPU; not measured yet) and `tiny` (minutes on a laptop CPU).
+
+Files are read as bytes. Only the byte order mark of UTF-8 at the beginning of a file is left out; whatever ends the
+lines is a part of the text. Files in UTF-16 or UTF-32 with such a mark are refused.
 """
 
 from ml_collections import ConfigDict
@@ -19,12 +23,12 @@ def get_config(preset: str = "") -> ConfigDict:
     base.check_preset(preset, presets)
     config = base.get_config()
     config.data.name = "text"
-    config.optimizer.update(schedule="cosine", learning_rate=0.02, warmup_steps=100, clip_norm=1.0)
     presets[preset or "small"](config)
     return config
 
 
 def _small(config: ConfigDict) -> None:
+    config.optimizer.update(schedule="cosine", learning_rate=0.02, warmup_steps=100, clip_norm=1.0)
     config.model.update(max_length=4096, num_layers=6, embed_dim=512, mlp_dim=2048, num_heads=8, dropout_rate=0.1)
     config.model.update(mlp_chunk_length=1024, loss_chunk_length=1024)
     config.training.update(num_steps=10_000, batch_size=8)
@@ -33,8 +37,11 @@ def _small(config: ConfigDict) -> None:
 
 
 def _tiny(config: ConfigDict) -> None:
-    config.model.update(max_length=256, num_layers=2, embed_dim=128, mlp_dim=256, num_heads=2)
-    config.optimizer.warmup_steps = 20
-    config.training.update(num_steps=200, batch_size=4)
-    config.evaluation.update(every_steps=100, batch_size=16)
-    config.checkpoint.every_steps = 50
+    """The model of configs/stdlib.py on windows half as long: 1 MB of text is seen twice."""
+    config.model.update(attention_pattern=("local", "lsh"), max_length=512, num_layers=4, embed_dim=128, mlp_dim=512)
+    config.model.update(num_heads=2, head_dim=64, num_hashes=1, local_chunk_length=16, lsh_chunk_length=32)
+    config.model.position_embedding = "sinusoidal"
+    config.optimizer.update(name="adamw", schedule="cosine", learning_rate=0.003, warmup_steps=50, clip_norm=1.0)
+    config.training.update(num_steps=1000, batch_size=4)
+    config.evaluation.update(every_steps=250, batch_size=16)
+    config.checkpoint.every_steps = 250

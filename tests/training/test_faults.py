@@ -186,6 +186,8 @@ def test_a_disk_that_fills_up_ends_the_program_with_one_sentence_and_the_same_co
         "--config.model.embed_dim=16",
         "--config.model.mlp_dim=16",
         "--config.model.max_length=32",
+        "--config.model.num_layers=2",
+        "--config.optimizer.name=adafactor",  # whose state is small
         "--config.training.num_steps=300",
         "--config.training.log_every_steps=1",
         "--config.evaluation.every_steps=300",
