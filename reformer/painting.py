@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from reformer.data import image_files, images, load
 from reformer.data.source import chosen_examples
 from reformer.generation import Generation, Prompt
 
 _GAP, _GAP_COLOUR = 2, 255  # between the pictures of a grid
+_LABEL_HEIGHT = 12  # pixels above each, for letters of Pillow's own font
+_READABLE = 72  # pixels of a side in which "completion 1" fits
+_ENDINGS = (".png", ".pdf", ".webp", ".gif", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 _HIDDEN = 128  # grey, in place of the half that is not given
 
 Pictures = UInt8[np.ndarray, "pictures side side 3"]
@@ -86,12 +90,46 @@ def beside_given(pictures: Pictures, given: Int[np.ndarray, "count length"]) -> 
     return rows.reshape(-1, *rows.shape[2:]), rows.shape[1]
 
 
-def grid(pictures: Pictures, num_columns: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Lays pictures out row by row, a white gap between them."""
-    number, side = pictures.shape[:2]
-    num_rows, step = -(-number // num_columns), side + _GAP
-    canvas = np.full((num_rows * step - _GAP, num_columns * step - _GAP, 3), _GAP_COLOUR, np.uint8)
-    for i, picture in enumerate(pictures):
-        top, left = i // num_columns * step, i % num_columns * step
-        canvas[top : top + side, left : left + side] = picture
+def name_completions(num_given: int, batch: int) -> list[str]:
+    """Returns what stands above the pictures of `beside_given`."""
+    return ["given", "upper half", *(f"completion {i + 1}" for i in range(batch))] * num_given
+
+
+def default_scale(side: int) -> int:
+    """Returns how many pixels of the grid a pixel takes, so that a picture can be seen and its label read."""
+    return -(-_READABLE // side)
+
+
+def grid(
+    pictures: Pictures, num_columns: int, labels: Sequence[str], scale: int = 1
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lays pictures out row by row, a white gap between them and a label above each.
+
+    Args:
+      pictures: All of one size.
+      num_columns: In a row.
+      labels: Of the pictures; what does not fit above its picture is cut off.
+      scale: Pixels of a side of what a pixel becomes.
+    """
+    number, side = len(pictures), pictures.shape[1] * scale
+    num_rows = -(-number // num_columns)
+    height, width = _LABEL_HEIGHT + side + _GAP, side + _GAP
+    canvas = np.full((num_rows * height - _GAP, num_columns * width - _GAP, 3), _GAP_COLOUR, np.uint8)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        top, left = i // num_columns * height, i % num_columns * width
+        canvas[top : top + _LABEL_HEIGHT, left : left + side] = _draw_label(label, side)
+        large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        canvas[top + _LABEL_HEIGHT :][:side, left : left + side] = large
     return canvas
+
+
+def _draw_label(label: str, width: int) -> np.ndarray:
+    strip = Image.new("RGB", (width, _LABEL_HEIGHT), (_GAP_COLOUR,) * 3)
+    ImageDraw.Draw(strip).text((0, 0), label, fill=(0, 0, 0), font=ImageFont.load_default())
+    return np.asarray(strip)
+
+
+def check_ending(path: Path) -> None:
+    """Raises a ValueError unless pictures can be written into a file with such an ending."""
+    if path.suffix.lower() not in _ENDINGS:
+        raise ValueError(f"--out={path} must end with one of {', '.join(_ENDINGS)}: that says what is written.")

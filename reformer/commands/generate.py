@@ -18,6 +18,8 @@ from reformer.data import load
 from reformer.decoding import Sampling
 from reformer.training import command_line, settings
 
+_LARGEST_SCALE = 64
+
 
 def parser() -> command_line.Parser:
     """Returns the parser of the command line."""
@@ -48,6 +50,7 @@ def parser() -> command_line.Parser:
     result.add_argument("--stop", help="a character that ends a text")
     result.add_argument("--batch", type=int, default=1, help="continuations of each prompt")
     result.add_argument("--seed", type=int, default=0, help="the same seed gives the same output")
+    result.add_argument("--scale", type=int, help="pixels of a side of what a pixel becomes; default: can be seen")
     result.add_argument(
         "--out", type=paths.argument, help="file for the text, or for the pictures (default: DIR/samples.png)"
     )
@@ -63,11 +66,14 @@ class Job:
     given: np.ndarray  # images to complete, as tokens [count, length]
     length: int  # tokens of an example in training
     out: Path | None
+    scale: int | None = None  # of the pictures; None = such that they can be seen
 
 
 def parse(arguments: list[str]) -> Job:
     """Returns the job that the command line describes."""
     known, overrides = parser().parse(arguments)
+    if known.scale is not None and not 1 <= known.scale <= _LARGEST_SCALE:
+        raise ValueError(f"--scale={known.scale} must be from 1 to {_LARGEST_SCALE}.")
     if known.batch < 1 or known.complete < 0:
         raise ValueError(f"--batch={known.batch} must be at least 1 and --complete={known.complete} at least 0.")
     stored = settings.update(base.get_config(), settings.read(known.workdir))
@@ -90,12 +96,14 @@ def parse(arguments: list[str]) -> Job:
     made = generation.prepare(config, known.workdir, known.checkpoint, prompts, *how)
     out = known.out or (known.workdir / "samples.png" if kind == "images" else None)
     command_line.check_output("--out", out)
-    return Job(kind, made, given, length, out)
+    if kind == "images":
+        painting.check_ending(out)
+    return Job(kind, made, given, length, out, known.scale)
 
 
 def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
-    if known.complete or known.image:
-        raise ValueError("--complete and --image are for runs on images. Continue a text with --prompt.")
+    if known.complete or known.image or known.scale:
+        raise ValueError("--complete, --image and --scale are for runs on images. Continue a text with --prompt.")
     return generation.text_prompts(known.prompt, known.prompt_file, known.batch)
 
 
@@ -125,9 +133,12 @@ def paint(job: Job) -> None:
         task = bar.add_task("painting", total=job.generation.num_tokens)
         pictures = painting.paint(job.generation, job.length, lambda done: bar.update(task, completed=done))
     num_columns = math.ceil(math.sqrt(len(pictures)))
+    labels = [str(i + 1) for i in range(len(pictures))]
     if len(job.given):
+        labels = painting.name_completions(len(job.given), len(pictures) // len(job.given))
         pictures, num_columns = painting.beside_given(pictures, job.given)
-    Image.fromarray(painting.grid(pictures, num_columns)).save(job.out, format="png")
+    scale = job.scale or painting.default_scale(pictures.shape[1])
+    Image.fromarray(painting.grid(pictures, num_columns, labels, scale)).save(job.out)
 
 
 def main(arguments: list[str]) -> None:

@@ -34,6 +34,7 @@ class Request:
     is_text: bool
     hash_seed: int
     out: Path
+    ending: str = "png"
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -54,7 +55,7 @@ def parse(arguments: Sequence[str]) -> Request:
         step = checkpoint.choose(checkpoints, known.checkpoint)
     tokens = _tokens(known, stored, config)
     variables = checkpoint.load(workdir, step)[1]
-    return Request(config, variables, workdir, step, tokens, _is_text(stored), known.hash_seed, out)
+    return Request(config, variables, workdir, step, tokens, _is_text(stored), known.hash_seed, out, known.format)
 
 
 def _parser() -> command_line.Parser:
@@ -67,6 +68,7 @@ def _parser() -> command_line.Parser:
     chosen.add_argument("--file", type=paths.argument, help="the input, as bytes")
     parser.add_argument("--length", type=int, help="tokens of the input, at most; default: as in training")
     parser.add_argument("--out", type=paths.argument, help="directory of the pictures; default: WORKDIR/inspection")
+    parser.add_argument("--format", default="png", choices=["png", "svg", "pdf"], help="of the pictures")
     parser.add_argument("--num_hashes", type=int, help="hash rounds; default: as in training")
     parser.add_argument("--hash_seed", type=int, default=0)
     return parser
@@ -119,7 +121,7 @@ def inspect(request: Request) -> dict[str, Any]:
     figures["coverage"] = lambda: pictures.draw_coverage(layers)
     drawn = {name: draw() for name, draw in figures.items()}
     request.out.mkdir(parents=True, exist_ok=True)
-    paths = [str(pictures.save(figure, request.out / f"{name}.png")) for name, figure in drawn.items()]
+    paths = [str(pictures.save(figure, request.out / f"{name}.{request.ending}")) for name, figure in drawn.items()]
     record = {"workdir": str(request.workdir), "step": request.step, "length": len(request.tokens)}
     return record | {"layers": [_record(layer) for layer in layers], "pictures": paths}
 

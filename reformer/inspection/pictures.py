@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 from PIL import Image
 
 from reformer.inspection.measure import Layer
@@ -18,11 +21,16 @@ _COLORS = "tab20"  # of buckets; repeated where there are more than 20
 _DOTS_PER_INCH = 100
 _MOST_POINTS = 4096  # of a scatter plot
 _MOST_BORDERS = 128
-_FAINTEST = 1e-3  # share of a query's attention that is drawn in the palest colour
+_FAINTEST = 1e-3  # share of a query's attention that is drawn in the palest colour, as what is less
+_OUT_OF_SIGHT = "lightsteelblue"  # where there is no weight; no colour of the palette
+_EMPTY = 0.25  # where an empty bucket stands on a logarithmic scale
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a picture as PNG with a palette of 256 colours, a third of the size."""
+    """Writes a picture: PNG with a palette of 256 colours, a third of the size, or what else the ending says."""
+    if path.suffix != ".png":
+        figure.savefig(path)
+        return path
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(_DOTS_PER_INCH)
     canvas.draw()
@@ -46,7 +54,9 @@ def draw_buckets(layers: Sequence[Layer]) -> Figure:
         right.set(xlabel="slot in the sorted list", ylabel="position in the sequence")
         right.set_title(f"sorted, cut into {layer.plan.cut.num_chunks} chunks")
     figure.suptitle("Every token is hashed to a bucket (colour) and attends within its own and neighbouring chunks")
-    figure.supxlabel("first head, first round", fontsize="small")
+    repeated = ", each of 20 for several" * any(layer.sorting.num_buckets > 20 for layer in layers)
+    explained = f"first head, first round; a dot is a token, its colour the bucket{repeated}; grey lines divide chunks"
+    figure.supxlabel(explained, fontsize="small")
     return figure
 
 
@@ -61,15 +71,31 @@ def draw_occupancy(layers: Sequence[Layer]) -> Figure:
     figure, panels = _panels(len(layers), height=2.8, width=4.6)
     for axes, layer in zip(panels, layers, strict=True):
         counts = np.sort(layer.sorting.occupancy.reshape(-1, layer.sorting.num_buckets))[:, ::-1]
-        rank = np.arange(1, counts.shape[1] + 1)
-        axes.bar(rank, counts.mean(0), width=1, color="tab:blue", label="mean over heads and rounds")
-        axes.fill_between(rank, counts.min(0), counts.max(0), step="mid", color="black", alpha=0.25, label="range")
-        axes.axhline(layer.plan.cut.window, color="tab:red", linestyle="--", label="slots that a query sees")
-        axes.axhline(counts.mean(), color="black", linestyle=":", label="if all buckets were equal")
+        rank, drawn = np.arange(1, counts.shape[1] + 1), np.maximum(counts, _EMPTY)
+        axes.fill_between(rank, drawn.min(0), drawn.max(0), step="mid", color="tab:blue", alpha=0.25, linewidth=0)
+        axes.step(rank, np.maximum(counts.mean(0), _EMPTY), where="mid", color="tab:blue")
+        axes.axhline(layer.plan.cut.window, color="tab:red", linestyle="--")
+        axes.axhline(counts.mean(), color="black", linestyle=":")
+        axes.set_yscale("log", base=2)
+        axes.set_ylim(bottom=_EMPTY)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: _in_tokens(count)))
         axes.set(xlabel="bucket, fullest first", ylabel="tokens in the bucket", title=_name(layer))
-    panels[0].legend(fontsize="small")
-    figure.suptitle("Bucket occupancy: a bucket above the red line does not fit into a window")
+    figure.suptitle("Bucket occupancy (log scale): a bucket above the red line does not fit into a window")
+    _explain(
+        figure,
+        Line2D([], [], color="tab:blue", label="mean over heads and rounds"),
+        Patch(color="tab:blue", alpha=0.25, linewidth=0, label="their range"),
+        Line2D([], [], color="tab:red", linestyle="--", label="slots that a query sees"),
+        Line2D([], [], color="black", linestyle=":", label="if all buckets were equal"),
+    )
     return figure
+
+
+def _in_tokens(count: float) -> str:
+    """What stands at a tick: nothing at the fractions between an empty bucket and one token."""
+    if count <= _EMPTY:
+        return "0"
+    return f"{count:g}" if count >= 1 else ""
 
 
 def draw_attention(layers: Sequence[Layer]) -> Figure:
@@ -80,16 +106,20 @@ def draw_attention(layers: Sequence[Layer]) -> Figure:
         shares = weights / np.maximum(weights.sum(1, keepdims=True), 1e-9)
         style = {"cmap": "magma_r", "norm": LogNorm(_FAINTEST, 1, clip=True)}
         end = layer.num_tokens
+        axes.set_facecolor(_OUT_OF_SIGHT)
         image = axes.imshow(np.ma.masked_equal(shares, 0), extent=(0, end, end, 0), interpolation="nearest", **style)
         axes.set(xlabel="key: position attended to", ylabel="query: position that attends", title=_name(layer))
-    figure.colorbar(image, ax=panels, label="share of the query's attention", shrink=0.8)
-    figure.suptitle("Who attends to whom (mean over heads; white = out of sight)")
+    label = "share of the query's attention (log scale; palest: 0.1 % or less)"
+    bar = figure.colorbar(image, ax=panels, label=label, shrink=0.8)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    figure.suptitle("Who attends to whom (mean over heads)")
+    _explain(figure, Patch(facecolor=_OUT_OF_SIGHT, label="out of sight: no weight at all"))
     return figure
 
 
 def draw_coverage(layers: Sequence[Layer]) -> Figure:
     """How much of full attention's weight a layer keeps, over the number of hash rounds: a panel for every layer."""
-    figure, panels = _panels(len(layers), height=3.0, width=3.7, sharey=True)
+    figure, panels = _panels(len(layers), height=3.0, width=3.7)
     lines = (
         ("seen", "what the layer sees", {"color": "tab:red", "marker": "o"}),
         ("local", "local windows of the same size", {"color": "tab:blue", "marker": "s", "linestyle": "--"}),
@@ -106,7 +136,7 @@ def draw_coverage(layers: Sequence[Layer]) -> Figure:
         axes.set_xlabel("hash rounds" if layer.sorting is not None else "hash rounds (it has none)")
         axes.grid(alpha=0.3)
     first_sorted = next((i for i, layer in enumerate(layers) if layer.sorting is not None), 0)
-    panels[first_sorted].legend(fontsize="small")
+    _explain(figure, *panels[first_sorted].lines)
     figure.suptitle("How much of full attention's weight, with the same queries and keys, a layer keeps")
     return figure
 
@@ -115,16 +145,30 @@ def _name(layer: Layer) -> str:
     return f"layer {layer.depth} ({layer.kind})"
 
 
-def _grid(num_rows: int, num_columns: int, *, height: float, width: float, **options):
+def _explain(figure: Figure, *handles: Artist) -> None:
+    """Says below all panels what the colours mean."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2), fontsize="small")
+
+
+def _figure(num_rows: int, num_columns: int, height: float, width: float) -> Figure:
+    """An empty figure; sizes of a panel in inches."""
+    return Figure(figsize=(max(width * num_columns + 0.6, 6.5), height * num_rows + 0.9), layout="constrained")
+
+
+def _grid(num_rows: int, num_columns: int, *, height: float, width: float):
     """A figure and its axes [rows, columns]; sizes of a panel in inches."""
-    figure = Figure(figsize=(max(width * num_columns + 0.6, 6.5), height * num_rows + 0.5), layout="constrained")
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
+    figure = _figure(num_rows, num_columns, height, width)
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False)
 
 
-def _panels(number: int, **options):
-    """A figure and `number` axes in a nearly square arrangement."""
+def _panels(number: int, *, height: float, width: float):
+    """A figure and `number` axes in a nearly square arrangement; a last row that is shorter stands in the middle."""
     num_columns = math.ceil(math.sqrt(number))
-    figure, rows = _grid(math.ceil(number / num_columns), num_columns, **options)
-    for axes in rows.flat[number:]:
-        axes.set_visible(False)
-    return figure, list(rows.flat[:number])
+    num_rows = math.ceil(number / num_columns)
+    figure = _figure(num_rows, num_columns, height, width)
+    cells, num_missing = figure.add_gridspec(num_rows, 2 * num_columns), num_rows * num_columns - number
+    panels = []
+    for row, column in (divmod(i, num_columns) for i in range(number)):
+        left = 2 * column + num_missing * (row == num_rows - 1)
+        panels.append(figure.add_subplot(cells[row, left : left + 2]))
+    return figure, panels

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from reformer.inspection.measure import Layer
 
 MOST_TOKENS = 48
+_FAINTEST = 1e-2  # weight that is drawn in the palest grey, white, as what is less
 CHUNK_LENGTH = 8  # of the picture's layer, whatever the model's: one chunk of the model would fill the picture
 
 
@@ -39,7 +40,7 @@ def draw_story(layer: Layer, symbols: Sequence[str], legend: str = "") -> Figure
     image = _draw_weights(parts["natural"], weights, colors, symbols)
     parts["sorted"].set_title("3. Attend within a few chunks (red frames), never ahead", fontsize=10, loc="left")
     parts["natural"].set_title("4. Undo the sort: the same weights, in sequence order", fontsize=10, loc="left")
-    figure.colorbar(image, ax=[parts["sorted"], parts["natural"]], label="attention weight", shrink=0.7)
+    figure.colorbar(image, ax=[parts["sorted"], parts["natural"]], label="attention weight (log scale)", shrink=0.7)
     itself = "A token attends to itself only if it has nothing else.  "
     if layer.plan.rule.looks_ahead:
         itself = "What a key gives is what came after it, so no token attends to itself.  "
@@ -74,7 +75,8 @@ def _draw_token(axes: Axes, x, y, color, symbol: str) -> None:
 def _draw_weights(axes: Axes, weights, colors, symbols):
     """A matrix of weights between strips of the tokens in their colours."""
     size = len(weights)
-    image = axes.imshow(weights, cmap="Greys", norm=PowerNorm(0.5, 0, 1), extent=(0, size, size, 0))
+    norm = LogNorm(_FAINTEST, 1, clip=True)
+    image = axes.imshow(np.ma.masked_equal(weights, 0), cmap="Greys", norm=norm, extent=(0, size, size, 0))
     for i, (color, symbol) in enumerate(zip(colors, symbols, strict=True)):
         for corner in ((i, -1.6), (-1.6, i)):
             width, height = (1, 1.4) if corner[0] == i else (1.4, 1)

@@ -79,20 +79,42 @@ def test_a_stop_byte_ends_every_text(text_run):
 
 @pytest.mark.slow
 def test_pictures_are_a_grid_of_the_size_that_is_asked_for(image_run, capsys, tmp_path):
-    _, record = run(capsys, f"--workdir={image_run}", "--batch=3", f"--out={tmp_path / 'grid.png'}")
+    _, record = run(capsys, f"--workdir={image_run}", "--batch=3", "--scale=1", f"--out={tmp_path / 'grid.png'}")
     assert record["num_tokens"] == 48
-    assert Image.open(tmp_path / "grid.png").size == (10, 10)  # 2 x 2 pictures of 4 pixels and a gap of 2
+    # 2 x 2 pictures of 4 pixels with a gap of 2, and a label of 12 above each
+    assert Image.open(tmp_path / "grid.png").size == (10, 34)
 
 
 @pytest.mark.slow
 def test_completions_stand_beside_the_image_and_keep_its_upper_half(image_run, capsys):
-    _, record = run(capsys, f"--workdir={image_run}", "--complete=2", "--batch=2")
+    _, record = run(capsys, f"--workdir={image_run}", "--complete=2", "--batch=2", "--scale=1")
     assert record["num_tokens"] == 24
     pixels = np.asarray(Image.open(record["out"]))
-    assert pixels.shape == (10, 22, 3)  # two rows of: image, half, two completions
+    assert pixels.shape == (34, 22, 3)  # two rows of: image, half, two completions
+    pixels = pixels[12:]  # without the labels
     for left in (6, 12, 18):
         np.testing.assert_array_equal(pixels[:2, left : left + 4], pixels[:2, :4])
     assert (pixels[2:4, 6:10] == 128).all()
+
+
+def test_a_grid_is_scaled_and_labelled_and_its_pictures_stay_what_they_are():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    scale = painting.default_scale(4)
+    grid = painting.grid(pictures, 2, ["1", "2", "3"], scale)
+    assert grid.shape == (2 * (72 + 12) + 2, 2 * 72 + 2, 3)
+    np.testing.assert_array_equal(grid[12:84:scale, 74::scale], pictures[1])
+    assert (grid[:12, :72] < 128).any() and (grid[86:98, 74:] == 255).all()  # a label, and none where no picture is
+
+
+def test_a_label_that_does_not_fit_touches_no_picture():
+    pictures = np.full((2, 4, 4, 3), 7, np.uint8)
+    grid = painting.grid(pictures, 2, ["completion 1", "completion 2"])
+    assert (grid[12:, :4] == 7).all() and (grid[:, 4:6] == 255).all()
+
+
+def test_completions_are_named_beside_what_is_given():
+    names = ["given", "upper half", "completion 1", "completion 2"]
+    assert painting.name_completions(2, 2) == names * 2
 
 
 def test_given_images_are_spread_over_the_validation_split(image_run, make_config):
@@ -114,7 +136,9 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
         (["--temperature=-1"], r"temperature=-1\.0 must be at least 0"),
         (["--top_p=2"], r"top_p=2\.0 must be above 0 and at most 1"),
         (["--stop=end"], r"--stop='end' must be one character"),
-        (["--complete=1"], r"--complete and --image are for runs on images"),
+        (["--complete=1"], r"--complete, --image and --scale are for runs on images"),
+        (["--scale=2"], r"--complete, --image and --scale are for runs on images"),
+        (["--scale=0"], r"--scale=0 must be from 1 to 64"),
         (["--out=."], r"--out=. must be a file in a folder that exists"),
         (["--config.evaluation.hash_seed=1"], r"this has no effect here"),
         (["--config.data.length=16"], r"this has no effect here"),
@@ -133,6 +157,8 @@ def test_bad_arguments_are_named_before_anything_is_computed(text_run, arguments
 def test_prompts_are_refused_where_pictures_are_painted(image_run):
     with pytest.raises(ValueError, match="are for runs on text"):
         generate.parse([f"--workdir={image_run}", "--prompt=a"])
+    with pytest.raises(ValueError, match=r"--out=.*a.txt must end with one of .png, .pdf"):
+        generate.parse([f"--workdir={image_run}", f"--out={image_run}/a.txt"])
     with pytest.raises(ValueError, match="--complete=4 exceeds the 3 validation images"):
         generate.parse([f"--workdir={image_run}", "--complete=4"])
     with pytest.raises(ValueError, match="--num_tokens=49 exceeds the 48 that an image lacks"):
