@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-
 # Below it the quotients of logits may overflow, and float32 has 0 for what is below 1e-38; it is cold enough for the
 # draw to be the most likely id.
 _COLDEST = 1e-20

@@ -28,7 +28,9 @@ def make_layer(depth, kind="lsh"):
         sorting=Sorting(buckets, np.argsort(buckets, kind="stable"), NUM_BUCKETS) if kind == "lsh" else None,
         picture=weights,
         counts=(1, 2, 4),
-        coverage=Coverage(shares, shares / 2, shares / 4, jnp.ones(2)),
+        coverage=Coverage(
+            *(shares / n for n in (1, 2, 4)), jnp.ones(2), jnp.ones(2), *(shares / n for n in (1, 2, 4, 8))
+        ),
     )
 
 
