@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import inspect
+import io
 import os
 import re
 import runpy
@@ -54,11 +55,14 @@ class Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Returns the flags and the overrides, and connects this process with the others of the run.
 
+        From here on, standard output replaces what its encoding cannot show.
+
         Raises:
           ValueError: If a flag is wrong.
           ConnectionError: If the processes do not find each other.
         """
         known, overrides = self.parse_known_args(arguments)
+        replace_unshowable()
         for name in (name for argument in overrides if (name := _flag_name(argument))):
             if not name.startswith(("config.", "noconfig.")):
                 self._suggest(name)
@@ -99,6 +103,12 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
             raise
         print(f"error: {_OUT_OF_MEMORY} ({str(error).splitlines()[0][:300]})", file=sys.stderr)
         sys.exit(1)
+
+
+def replace_unshowable() -> None:
+    """Lets standard output show '?' for what its encoding (ASCII, cp1252) lacks: a model writes any character."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def check_seed(name: str, seed: int) -> None:

@@ -1,5 +1,6 @@
 """What a user can type, and what the programs answer."""
 
+import io
 import os
 import subprocess
 import sys
@@ -77,6 +78,16 @@ def test_a_wrong_override_is_one_sentence(argument, message):
 def test_a_misspelt_flag_of_the_program_is_named_with_the_right_one():
     with pytest.raises(ValueError, match=r"there is no flag --dryrun. Did you mean --dry_run\?"):
         train.parse(["--workdir=w", "--dryrun"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_standard_output_cannot_show_is_replaced(encoding, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    command_line.Parser("Writes.", may_be_many=False).parse([])
+    print("a\ufffd\udce9z", flush=True)
+    assert written.getvalue().decode(encoding).strip().strip("a\ufffd?z") == ""
+    monkeypatch.undo()
 
 
 def test_a_missing_config_file_is_named():
