@@ -19,6 +19,7 @@ ALLOWED = {
     "compilation": set(),
     "config": set(),
     "configs": {"config"},
+    "export": LEAVES | {"model"},
     "extras": set(),
     "flops": {"config"},
     "sharding": set(),
