@@ -19,6 +19,7 @@ ALLOWED = {
     "compilation": {"paths"},
     "config": set(),
     "configs": {"config"},
+    "export": LEAVES | {"model"},
     "extras": set(),
     "flops": {"config"},
     "paths": set(),

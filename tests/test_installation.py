@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 import reformer
 from reformer import extras
-from reformer.training import command_line
+from reformer.training import command_line, writers
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,8 +70,9 @@ def test_the_extras_that_errors_name_exist():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "needed_for"
     ]
-    assert {call.args[1].value for call in calls} >= {"images", "translation", "tfds"}
-    assert {call.args[1].value for call in calls} <= PROJECT["optional-dependencies"].keys()
+    named = {call.args[1].value for call in calls if isinstance(call.args[1], ast.Constant)}
+    assert {"images", "translation", "tfds", "export"} <= named <= PROJECT["optional-dependencies"].keys()
+    assert writers.WRITERS.keys() <= PROJECT["optional-dependencies"].keys()  # where the name is that of the writer
 
 
 def test_every_command_is_a_function_of_the_package():

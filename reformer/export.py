@@ -1,0 +1,92 @@
+"""Trained models for other programs: arrays as safetensors, the forward pass of a language model by `jax.export`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import safetensors
+import safetensors.flax
+from flax import traverse_util
+from jax import export
+
+from reformer import extras
+from reformer.config import ReformerConfig
+from reformer.model import ReformerLM
+
+_CONFIG = "reformer_config"  # in the metadata of the file
+
+
+def save_safetensors(path: str | Path, config: ReformerConfig, variables: Mapping[str, Any]) -> None:
+    """Writes a model into one file that `load_safetensors` and every reader of safetensors understands.
+
+    Args:
+      path: Of the file.
+      config: Of the model, as `reformer.load` returns it.
+      variables: Of the model; the name of an array is its path, such as 'params/embeddings/token'.
+    """
+    arrays = traverse_util.flatten_dict(dict(variables), sep="/")
+    metadata = {_CONFIG: json.dumps(dataclasses.asdict(config))}
+    safetensors.flax.save_file({name: jnp.asarray(array) for name, array in arrays.items()}, path, metadata)
+
+
+def load_safetensors(path: str | Path) -> tuple[ReformerConfig, dict[str, Any]]:
+    """Returns the config and the variables that `save_safetensors` wrote.
+
+    Raises:
+      ValueError: If the file is not one of those.
+    """
+    try:
+        with safetensors.safe_open(path, "flax") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a file of safetensors ({error}). Write it again.") from error
+    if _CONFIG not in metadata:
+        raise ValueError(
+            f"{path} has no config of a Reformer: it was not written by save_safetensors. For a model of Hugging Face "
+            "there is reformer.interop.huggingface."
+        )
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(metadata[_CONFIG]).items()}
+    return ReformerConfig(**fields), traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def export_logits(
+    config: ReformerConfig,
+    variables: Mapping[str, Any],
+    *,
+    batch_size: int = 1,
+    length: int | None = None,
+    hash_seed: int = 0,
+    platforms: Sequence[str] | None = None,
+) -> bytes:
+    """Returns the forward pass of a language model as bytes that JAX runs without this package.
+
+        call = jax.export.deserialize(written).call
+        logits = call(variables, tokens)
+
+    Args:
+      config: Of the model.
+      variables: Of the model, which stay apart: any of the same shapes may be given to the call.
+      batch_size: Rows of the tokens.
+      length: Of each row; None = `max_length`.
+      hash_seed: Of the rotations of LSH layers, which are the same in each call.
+      platforms: 'cpu', 'cuda', 'tpu'; None = that of the default device.
+
+    Raises:
+      ValueError: If the length exceeds `max_length`.
+      MissingPackageError: If flatbuffers are not installed.
+    """
+    with extras.needed_for("exporting a forward pass", "export"):
+        import flatbuffers  # noqa: F401  # by JAX
+    length = config.max_length if length is None else length
+
+    def logits(variables, tokens):
+        return ReformerLM(config).apply(variables, tokens, rngs={"hash": jax.random.key(hash_seed)})
+
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(variables))
+    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+    return bytes(export.export(jax.jit(logits), platforms=platforms)(shapes, tokens).serialize())
