@@ -1,6 +1,8 @@
 """Images of folders and archives: splits, bad files, examples and pictures."""
 
 import io
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -269,3 +271,15 @@ def test_fingerprint_changes_with_pixels_and_splits(tmp_path):
 
 def test_vocabulary_is_the_values_and_the_begin_id(data):
     assert images.vocab_size(None) == data.begin_id + 1 == 257
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4), (4, 2)], ids=["colour", "alpha", "grey and alpha"])
+def test_a_png_of_16_bits_is_refused_by_name_where_pillow_would_cut_it(kind, channels):
+    rows = (b"\0" + b"\0\xff" * (channels * 4)) * 4
+    header = struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    with pytest.raises(ValueError, match=r"its values have more than 8 bits"):
+        image_files.decode(io.BytesIO(png), 4)
