@@ -50,7 +50,8 @@ def load_safetensors(path: str | Path) -> tuple[ReformerConfig, dict[str, Any]]:
             f"{path} has no config of a Reformer: it was not written by save_safetensors. For a model of Hugging Face "
             "there is reformer.interop.huggingface."
         )
-    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(metadata[_CONFIG]).items()}
+    stored = json.loads(metadata[_CONFIG])
+    fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in stored.items()}
     return ReformerConfig(**fields), traverse_util.unflatten_dict(arrays, sep="/")
 
 
