@@ -30,6 +30,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = base.get_config()
     config.data.name = "imagenet64"
     config.model.update(vocab_size=257, max_length=12_288, axial_shape=(64, 64, 3))  # rows, columns, channels
+    config.model.look_ahead = False  # the paper's rule; look-ahead was not tried on images
     config.optimizer.update(name="adamw", b1=0.9, b2=0.98, epsilon=1e-9, schedule="rsqrt", learning_rate=0.03125)
     presets[preset or "paper"](config)
     return config
@@ -38,7 +39,6 @@ def get_config(preset: str = "") -> ConfigDict:
 def _paper(config: ConfigDict) -> None:
     config.model.update(
         attention_pattern=("lsh",),
-        look_ahead=False,
         num_layers=6,
         embed_dim=1024,
         mlp_dim=4096,
