@@ -283,3 +283,27 @@ def test_a_png_of_16_bits_is_refused_by_name_where_pillow_would_cut_it(kind, cha
     )
     with pytest.raises(ValueError, match=r"its values have more than 8 bits"):
         image_files.decode(io.BytesIO(png), 4)
+
+
+def _tiff_of_16_bits(size=4):
+    pixels = struct.pack("<H", 40_000) * (3 * size * size)
+    fields = {256: size, 257: size, 258: (3, 128 - 6), 259: 1, 262: 2, 273: 128, 277: 3, 278: size, 279: len(pixels)}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3, *(value if isinstance(value, tuple) else (1, value)))
+        for tag, value in fields.items()
+    )
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(fields)) + entries + struct.pack("<I", 0)
+    return head + b"\0" * (128 - 6 - len(head)) + struct.pack("<3H", 16, 16, 16) + pixels
+
+
+def test_a_colour_tiff_and_a_ppm_of_16_bits_are_refused_by_name():
+    ppm = b"P6\n4 4\n65535\n" + struct.pack(">H", 40_000) * 48
+    for encoded in (_tiff_of_16_bits(), ppm):
+        assert Image.open(io.BytesIO(encoded)).mode == "RGB"
+        with pytest.raises(ValueError, match=r"its values have more than 8 bits"):
+            image_files.decode(io.BytesIO(encoded), 4)
+
+
+def test_a_ppm_of_8_bits_is_read():
+    ppm = b"P6\n4 4\n255\n" + bytes(range(48))
+    np.testing.assert_array_equal(image_files.decode(io.BytesIO(ppm), 4).ravel(), np.arange(48))
