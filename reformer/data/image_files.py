@@ -47,7 +47,7 @@ def decode(file: File, side: int) -> UInt8[np.ndarray, "side side 3"]:
     with Image.open(file) as image:
         if image.size != (side, side):
             raise ValueError(f"it has {image.width}x{image.height} pixels, not {side}x{side}")
-        # Pillow cuts 16 bits of colour to 8. How they are stored tells: of PNG and TIFF a name, of PPM the largest value.
+        # Pillow cuts 16 bits of colour to 8. How they are stored tells: of PNG and TIFF a name, of PPM the largest.
         stored = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
         if image.mode[0] in "IF" or re.search(r";16[BLN]|\('\w+', (?!255\))\d{3,}\)", stored):
             raise ValueError(f"its values have more than 8 bits (mode {image.mode}, stored as {stored})")
