@@ -76,14 +76,17 @@ def train(arguments: argparse.Namespace, overrides: list[str], kind: str, seed: 
 
 def shorten(config: ConfigDict, num_steps: int) -> None:
     """Sets the number of steps, of which at most a fifth warm up."""
-    config.training.num_steps = num_steps
+    config.training.num_steps = num_steps = max(num_steps, 1)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_steps // 5)
 
 
 def step_seconds(workdir: Path, tokens_per_step: int) -> float:
     """Returns the seconds of half of the steps of a run, at most."""
     records = metrics.read_records(workdir / "metrics.jsonl")
-    return tokens_per_step / float(np.median([r["tokens_per_second"] for r in records if "tokens_per_second" in r]))
+    rates = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
+    if not rates:
+        sys.exit(f"error: {workdir} is too short to be timed. Lower --config.training.log_every_steps.")
+    return tokens_per_step / float(np.median(rates))
 
 
 def evaluate(workdir: str, changes: dict) -> dict:

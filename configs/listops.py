@@ -14,7 +14,7 @@ width 128, for two CPU cores; `tiny` is `small` on expressions of up to 128 toke
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 
 def get_config(preset: str = "") -> ConfigDict:

@@ -16,7 +16,7 @@ same with 128 tokens, a minute on a laptop CPU.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from reformer.configs import base
 
 _WINDOWS = {"bytes_4k": 4096, "bytes_8k": 8192, "bytes_16k": 16_384}
 

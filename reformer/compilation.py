@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from reformer import paths
 
 CACHE_DIR = "~/.cache/reformer/compiled"
 _CACHE_BYTES = 2**31  # beyond it what was not used for the longest time goes
+_SECONDS_TO_WRITE = 60  # an entry, at most
 _CACHE_SECONDS = 0.2  # a program that takes less to compile is not kept; JAX's own limit would miss some of each start
 
 
@@ -39,9 +41,19 @@ def keep_compiled(directory: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # the second: there is no home directory
         folder = paths.local(directory) / _processor()
         folder.mkdir(parents=True, exist_ok=True)
+        _drop_unfinished(folder)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHE_SECONDS)
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """Deletes entries that a killed process left half-written: JAX could neither replace them nor add others."""
+    for entry in folder.glob("*-cache"):
+        with contextlib.suppress(OSError):  # another process may be at it
+            is_old = time.time() - entry.stat().st_mtime > _SECONDS_TO_WRITE
+            if is_old and not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():
+                entry.unlink()
 
 
 def _processor() -> str:

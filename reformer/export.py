@@ -13,7 +13,7 @@ import safetensors.flax
 from flax import traverse_util
 from jax import export
 
-from reformer import extras
+from reformer import extras, paths
 from reformer.config import ReformerConfig
 from reformer.model import ReformerLM
 
@@ -29,7 +29,7 @@ def save_safetensors(path: str | Path, config: ReformerConfig, variables: Mappin
       variables: Of the model; the name of an array is its path, such as 'params/embeddings/token'.
     """
     arrays = traverse_util.flatten_dict(dict(variables), sep="/")
-    metadata = {_CONFIG: json.dumps(dataclasses.asdict(config))}
+    path, metadata = paths.local(path), {_CONFIG: json.dumps(dataclasses.asdict(config))}
     safetensors.flax.save_file({name: jnp.asarray(array) for name, array in arrays.items()}, path, metadata)
 
 
@@ -39,6 +39,7 @@ def load_safetensors(path: str | Path) -> tuple[ReformerConfig, dict[str, Any]]:
     Raises:
       ValueError: If the file is not one of those.
     """
+    path = paths.local(path)
     try:
         with safetensors.safe_open(path, "flax") as file:
             metadata = file.metadata() or {}
@@ -52,6 +53,10 @@ def load_safetensors(path: str | Path) -> tuple[ReformerConfig, dict[str, Any]]:
         )
     stored = json.loads(metadata[_CONFIG])
     fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in stored.items()}
+    if unknown := fields.keys() - ReformerConfig.__dataclass_fields__.keys():
+        raise ValueError(
+            f"{path} has the fields {', '.join(sorted(unknown))}, which this version lacks. Use a newer one."
+        )
     return ReformerConfig(**fields), traverse_util.unflatten_dict(arrays, sep="/")
 
 

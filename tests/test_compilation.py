@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from reformer import compilation
 from reformer.training import command_line
 
 FIELDS = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs")
@@ -85,3 +86,12 @@ def test_a_second_start_compiles_nothing_and_a_damaged_entry_is_compiled_again(t
     for entry in tmp_path.rglob("*-cache"):
         entry.write_bytes(entry.read_bytes()[:100])
     assert start()[0] == first[0]
+
+
+def test_what_a_kill_left_half_written_is_deleted_at_the_next_start(tmp_path):
+    for name in ("whole-cache", "whole-atime", "half-cache", "new-cache"):
+        (tmp_path / name).write_bytes(b"x")
+    os.utime(tmp_path / "half-cache", (0, 0))
+    os.utime(tmp_path / "whole-cache", (0, 0))
+    compilation._drop_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole-cache", "whole-atime", "new-cache"}

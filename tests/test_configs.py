@@ -1,6 +1,7 @@
 """Every experiment file gives a config that passes validation, and every wrong one is named."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,8 @@ def test_the_paper_preset_has_the_original_pattern_and_length():
     assert (model.num_layers, model.max_length) == (12, 65_536)
     model = settings.model_config(imagenet64_config.get_config("paper"))
     assert (model.attention_pattern, model.num_layers, model.max_length) == (("lsh",), 6, 12_288)
+
+
+@pytest.mark.parametrize("path", sorted(Path(base.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_experiments_need_nothing_but_the_package(path):
+    assert "from configs import" not in path.read_text(), "an installed package has reformer.configs only"

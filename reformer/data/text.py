@@ -82,9 +82,9 @@ class TextData(NextToken):
         return Example(getattr(self, split)[index * length : (index + 1) * length].astype(np.int32))
 
     def to_row(self, example: Example, padded_length: int | None) -> Row:
-        """As `NextToken.to_row`; padded with `repeats` float32 too, 1 for what `repeats.far_repeats` finds."""
+        """As `NextToken.to_row`; padded with `repeats` float32 too, 1 for what `far_repeats` finds, where it can."""
         row = super().to_row(example, padded_length)
-        if padded_length is None:
+        if padded_length is None or padded_length <= self.repeat_distance:
             return row
         found = far_repeats(example.targets.astype(np.uint8), self.repeat_distance)
         return row | {"repeats": pad(found.astype(np.float32), padded_length, 0)}

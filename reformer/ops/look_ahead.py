@@ -59,10 +59,10 @@ def undo(arrays: Arrays, gradients: Arrays) -> Arrays:
     """The cotangents of the arrays from those of the prepared ones."""
     of_mixed, value, taps = gradients.value, arrays.value, arrays.taps
     if taps is not None:
-        wide = value.astype(of_mixed.dtype)
-        of_taps = [_sum(of_mixed[..., :-1, :] * wide[..., 1:, :]), _sum(of_mixed * wide)]
+        wide, wide_value = (x.astype(accumulation_dtype(x.dtype)) for x in (of_mixed, value))
+        of_taps = [_sum(wide[..., :-1, :] * wide_value[..., 1:, :]), _sum(wide * wide_value)]
         # The values are read first, by a dependency that XLA sees: their cotangent can take their place without a copy.
-        of_mixed = of_mixed + 0 * sum(of_taps)[..., None, None]
+        of_mixed = (wide + 0 * sum(of_taps)[..., None, None]).astype(of_mixed.dtype)
         taps = jnp.stack(of_taps, axis=-1).astype(taps.dtype)
     of_value = jax.vjp(lambda value: mix(value, arrays.taps), value)[1](of_mixed.astype(value.dtype))[0]
     return gradients._replace(value=of_value, taps=taps)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from reformer import compilation, configs, extras, paths
 from reformer.config import is_integer, is_number
-from reformer.training import distributed, memory, settings
+from reformer.training import distributed, field_rules, memory, settings
 
 _OUT_OF_MEMORY = (
     "the memory of a device does not suffice. Lower the batch_size of config.training or config.evaluation, raise "
@@ -240,7 +240,7 @@ def _wrong_value(config: ConfigDict, field: str, value: str) -> str:
     kind = (config[group] if group else config).get_type(name)
     if kind not in _RULES_OF_TYPES:
         return ""
-    rule = next((rule for rule, _, fields in settings.FIELD_RULES if field in fields), _RULES_OF_TYPES[kind])
+    rule = next((rule for rule, _, fields in field_rules.FIELD_RULES if field in fields), _RULES_OF_TYPES[kind])
     meant = _meant(kind, value)
     return f"config.{field}={value!r} must be {rule}." + f" Did you mean --config.{field}={meant}?" * bool(meant)
 

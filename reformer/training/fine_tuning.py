@@ -223,6 +223,8 @@ def _resolved(config: ReformerConfig) -> dict[str, Any]:
     return dataclasses.asdict(config) | {
         "axial_shape": config.resolved_axial_shape if is_axial else None,
         "axial_dims": config.resolved_axial_dims if is_axial else None,
+        "look_ahead": config.looks_ahead,
+        "share_query_key": config.shares_query_key,
         "attention_dropout_rate": config.attention_weights_dropout_rate("local"),
         "lsh_attention_dropout_rate": config.attention_weights_dropout_rate("lsh"),
     }

@@ -1,8 +1,10 @@
 """Whether a directory may be written to: it must be new, empty, or hold the same run."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -48,8 +50,15 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if fixed:
         raise ValueError(
             f"workdir={workdir} holds a run with another config ({settings.describe(fixed)}). "
-            "Use the same config to continue it, or another workdir to start anew."
+            f"Use the same config to continue it{_flags(fixed)}, or another workdir to start anew."
         )
+
+
+def _flags(fixed: dict[str, tuple[Any, Any]]) -> str:
+    """The flags that give a run the config that it had, if they are few."""
+    values = {name: tuple(old) if isinstance(old, list) else old for name, (old, _) in fixed.items()}
+    flags = [shlex.quote(f"--config.{name}={value}") for name, value in values.items()]
+    return f" ({' '.join(flags)})" if len(flags) <= 4 else ""
 
 
 def _check_again(workdir: Path, config: ConfigDict) -> None:

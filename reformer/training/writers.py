@@ -221,7 +221,10 @@ def _find(name: str) -> Callable[[Opening], Writer]:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"config.training.writers: {name!r} cannot be found ({_in_a_line(error)}).") from error
+            raise ValueError(
+                f"config.training.writers: {name!r} cannot be found ({_in_a_line(error)}). "
+                "Install its module, or set PYTHONPATH to the folder where it lies."
+            ) from error
     if issubclass(WRITERS[name], Service):
         with extras.needed_for(f"config.training.writers: {name!r}", name):
             importlib.import_module(name)

@@ -189,7 +189,7 @@ def test_a_part_of_a_model_is_a_place_to_begin():
             r"embeddings/axial_0 of .* is \(4, 4\) and would have to be \(4, 8\)\. Give the model the same fields; "
             r"they differ in model\.axial_dims: \[4, 12\] -> \[8, 24\], model\.embed_dim: 16 -> 32",
         ),
-        ({"share_query_key": True}, r"stack/depth_0/attention/.* is absent .*share_query_key: None -> True"),
+        ({"share_query_key": True}, r"stack/depth_0/attention/.* is absent .*share_query_key: False -> True"),
         ({"num_layers": 2}, r"stack/depth_1/.* is absent and would have to be \(16, .*model\.num_layers: 1 -> 2"),
         (
             {"attention_pattern": ("lsh",), "mlp_dim": 16},

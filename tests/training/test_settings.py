@@ -84,3 +84,15 @@ def test_a_run_that_is_older_than_look_ahead_has_none(tmp_path):
     model = settings.model_config(settings.read(tmp_path))
     assert not model.looks_ahead and not model.shares_query_key
     assert settings.model_config(base.get_config()).looks_ahead
+
+
+def test_automatic_choices_that_come_to_the_same_are_no_difference():
+    old = settings.as_json(base.get_config())
+    old["model"].update(causal=False, share_query_key=False)
+    del old["model"]["look_ahead"]
+    new = base.get_config()
+    new.model.causal = False
+    assert settings.differences(old, new) == {}
+    old["model"]["causal"] = new.model.causal = True
+    fields = ("model.look_ahead", "model.share_query_key")
+    assert settings.differences(old, new) == dict.fromkeys(fields, (False, True))
