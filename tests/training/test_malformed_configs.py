@@ -32,6 +32,7 @@ JUNK = st.one_of(
 MAY_BE_NONE = {name for name, value in flatten(base.get_config()).items() if value is None} | {"training.stall_seconds"}
 POSITIVE_NUMBERS = {"optimizer.clip_norm", "training.stall_seconds"}
 RATES = {"model.attention_dropout_rate", "model.lsh_attention_dropout_rate"}
+AUTOMATIC = {"model.look_ahead", "model.share_query_key"}
 TUPLES = {"model.num_buckets", "model.axial_shape", "model.axial_dims"}
 
 
@@ -41,7 +42,7 @@ def is_wrong_type(name, default, value):
         return False
     if name in TUPLES and isinstance(value, (tuple, list)):
         return not value or any(type(size) is not int or size <= 0 for size in value)
-    if isinstance(default, bool):
+    if isinstance(default, bool) or name in AUTOMATIC:
         return type(value) is not bool
     if isinstance(default, float) and (isinstance(value, bool) or value == 10**400):
         return False  # ConfigDict makes a float of it, or fails to
@@ -50,7 +51,7 @@ def is_wrong_type(name, default, value):
     if isinstance(default, int) or name in MAY_BE_NONE:
         return type(value) is not int or value < -1 or value >= 2**31
     if isinstance(default, tuple):
-        return True
+        return value not in ((), [])
     return type(value) is not str or not (name.startswith("data.") and name != "data.name")
 
 
@@ -178,10 +179,10 @@ def test_a_list_of_the_command_line_without_quotes_is_repaired(refuse):
 
 
 COMMAND_LINES = [
-    (["--config.model.num_layers=3", "--config.model.axial_dims=(1,2)"], ["num_layers=3", "axial_dims=(1, 2)"]),
+    (["--config.model.num_layers=3", "--config.model.num_streams=1"], ["num_layers=3", "num_streams=1"]),
     (["--config.model.attention_pattern=lsh,local"], ["attention_pattern=('lsh,local',)", "quote each name"]),
     (["--config.training.num_steps=0", "--config.checkpoint.keep_latest=0"], ["num_steps=0", "keep_latest=0"]),
-    (["--config.training.num_steps=1e3", "--config.seed=x"], ["--config.training.num_steps=1e3", "--config.seed=x"]),
+    (["--config.training.num_steps=1e3", "--config.seed=x"], ["config.training.num_steps='1e3'", "config.seed='x'"]),
     (["--config.model.num_hash=4", "--config.modle.causal=0"], ["config.model.num_hashes?", "config.modle.causal"]),
     (["--config.optimizer.learning_rate=nan"], ["config.optimizer.learning_rate=nan must be a positive number"]),
     (["--config.sharding.tensor=3"], ["sharding.tensor=3"]),
