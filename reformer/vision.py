@@ -168,7 +168,7 @@ class ReformerViT(Trunk):
                 f"images of shape {images.shape} are not [batch, {self.image_size}, {self.image_size}, 3]. Resize "
                 "them, or make a model with another image_size."
             )
-        patches = cut(images, self.patch_size, self.patch_order)
+        patches = cut(jnp.asarray(images), self.patch_size, self.patch_order)
         if mask is not None:
             mask = jnp.take(mask, visiting_order(self._grid, self.patch_order), axis=1)
         if self._has_class_token:

@@ -149,7 +149,7 @@ def test_a_generator_that_does_not_divide_over_the_mesh_is_refused(config, tmp_p
 
 @pytest.mark.slow
 def test_the_summary_lists_the_parameters_of_each_model(config, tmp_path):
-    lines = loop.dry_run(loop.prepare(config, str(tmp_path / "run"))).text.splitlines()
+    lines = loop.dry_run(loop.prepare(config, str(tmp_path / "run"))).table.splitlines()
     assert max(map(len, lines)) <= 80
     groups = [line.split("  ")[0] for line in lines if line.startswith(("generator", "discriminator"))]
     assert groups == [

@@ -146,7 +146,7 @@ def test_given_images_are_spread_over_the_validation_split(image_run, make_confi
         (["--checkpoint=9"], r"checkpoint='9' does not exist"),
         (["--out=no/such/folder/x.txt"], r"must be a file in a folder that exists"),
         (["--config.model.num_heads=4"], r"the trained parameters do not allow this"),
-        (["--tempreature=1"], r"Unknown command line flag"),
+        (["--tempreature=1"], r"there is no flag --tempreature\. Did you mean --temperature"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_computed(text_run, arguments, message):

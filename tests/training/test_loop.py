@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from reformer.training import checkpoint, continuation, loop, metrics, settings
+from reformer.training import checkpoint, continuation, loop, metrics, settings, writers
 from tests.training.runs import assert_same_run, records, run
 
 
@@ -93,7 +93,8 @@ def test_changes_of_a_run_killed_before_its_next_checkpoint_are_journalled_again
     config.optimizer.learning_rate, config.training.num_steps = 0.1, 7
     finished = loop.prepare(config, str(tmp_path / "run"))
     for _ in range(2):
-        with contextlib.closing(metrics.Journal(tmp_path / "run", 6)) as journal, _checkpoints(finished) as checkpoints:
+        opening = writers.Opening(tmp_path / "run", 6, {})
+        with contextlib.closing(metrics.Journal(opening)) as journal, _checkpoints(finished) as checkpoints:
             continuation.keep(finished, checkpoints, journal, 6)
     assert [r["step"] for r in records(tmp_path / "run") if r["split"] == "changed"] == [7]
 
