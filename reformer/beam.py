@@ -18,6 +18,7 @@ from reformer import decoding
 from reformer.config import derive_encoder_config
 from reformer.encoder_decoder import ReformerEncoderDecoder
 from reformer.layers import cached
+from reformer.ops.ids import check_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +121,9 @@ def _check(model: ReformerEncoderDecoder, sources: Sequence[np.ndarray], how: Se
         )
     encoder = model.encoder_config or derive_encoder_config(model.config)
     for i, source in enumerate(sources):
-        decoding.check_ids(f"sources[{i}]", source, encoder.vocab_size)
+        check_ids(f"sources[{i}]", source, encoder.vocab_size)
     for name in ("begin_id", "end_id"):
-        decoding.check_ids(name, np.array(getattr(how, name)), model.config.vocab_size)
+        check_ids(name, np.array(getattr(how, name)), model.config.vocab_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -31,6 +31,7 @@ from reformer.layers.embeddings import Embeddings
 from reformer.model import ReformerLM
 from reformer.ops import cache as cache_ops
 from reformer.ops.cache import Cache
+from reformer.ops.ids import check_ids
 from reformer.ops.sampling import draw
 
 Rotations = Float[Array, "layers heads head_dim rounds columns"] | None  # of all LSH layers, in depth order
@@ -137,12 +138,6 @@ def sample(
     """Continues prompts and returns all new tokens at once; arguments and errors as in `generate`."""
     chunks = generate(config, variables, prompts, num_tokens, sampling=sampling, rng=rng, keep_last=keep_last)
     return np.concatenate(list(chunks), axis=1)
-
-
-def check_ids(name: str, ids: np.ndarray, vocab_size: int) -> None:
-    """Raises a ValueError if one of the ids that are called `name` is none of a vocabulary; a lookup would not."""
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise ValueError(f"{name} has an id that is not from 0 to vocab_size - 1 = {vocab_size - 1}.")
 
 
 def check(

@@ -18,6 +18,7 @@ from reformer.electra_models import Discriminator, Generator, Lot, generator_con
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated
 from reformer.ops.dropout import draw_seed
+from reformer.ops.ids import check_ids
 from reformer.ops.losses import widen
 from reformer.ops.replacement import number_places
 from reformer.trunk import may_draw
@@ -108,7 +109,7 @@ class ReformerElectra(nn.Module):
 
         Args:
           tokens: what the generator sees: ids, some of them hidden.
-          targets: the ids that really stand there, at every place.
+          targets: the ids that really stand there, at every place; those that `mask` hides may be any integers.
           weights: of the generator's targets; above 0 at the places that it fills, 0 elsewhere.
           mask: True = real token; None = all are.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
@@ -117,8 +118,10 @@ class ReformerElectra(nn.Module):
           Sum of weighted nats and sum of weights, as the class describes them.
 
         Raises:
-          ValueError: the sequence is too long, or there is no rng named 'hash', for the draws and the LSH rotations.
+          ValueError: the sequence is too long, an id does not exist, or there is no rng named 'hash', for the draws and
+            the LSH rotations.
         """
+        self._check(tokens, targets, mask)
         generator, discriminator = self._params()
         (nats, _), drawn = self.generator.apply(
             {"params": generator},
@@ -194,6 +197,7 @@ class ReformerElectra(nn.Module):
         return seen, labels
 
     def _score_generator(self, tokens, targets, weights, mask):
+        self._check(tokens, targets, mask)
         params, _ = self._params()
         sums, drawn = self.generator.apply(
             {"params": params},
@@ -206,6 +210,12 @@ class ReformerElectra(nn.Module):
             rngs=self._rngs(),
         )
         return sums, *_replace(targets, drawn, weights, mask)
+
+    @nn.nowrap
+    def _check(self, tokens, targets, mask) -> None:
+        # Targets of weight 0 too: they are what the discriminator sees.
+        for name, ids in (("tokens", tokens), ("targets", targets)):
+            check_ids(name, ids, self.config.vocab_size, counting=(mask,), repair=f"the {name}")
 
     def _lot(self, targets, weights, mask) -> Lot:
         if not may_draw(self, "hash"):

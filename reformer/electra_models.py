@@ -87,6 +87,11 @@ class Discriminator(TokenModel):
         """Logits of a token."""
         return 1
 
+    @property
+    def target_limit(self) -> tuple[str, int]:
+        """Replaced or not."""
+        return "num_labels", 2
+
     def _chunk_logits(self):
         """For the loss the logits 0 and x of two classes, whose cross-entropy is the binary one of x."""
         return partial(_beside_zero, super()._chunk_logits())

@@ -9,6 +9,7 @@ from reformer.config import ReformerConfig, derive_encoder_config
 from reformer.heads import ReformerEncoder
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated, ReformerLM
+from reformer.ops.ids import check_ids
 from reformer.trunk import Encoded, Rotations
 
 
@@ -69,7 +70,8 @@ class ReformerEncoderDecoder(nn.Module):
           deterministic: no dropout.
 
         Raises:
-          ValueError: the source is empty or too long, or mask or rotations do not fit or are missing.
+          ValueError: the source is empty or too long, an id does not exist, or mask or rotations do not fit or are
+            missing.
         """
         longest = self.encoder.config.max_length
         if not 1 <= source.shape[1] <= longest:
@@ -77,6 +79,7 @@ class ReformerEncoderDecoder(nn.Module):
                 f"A source of {source.shape[1]} tokens must have from 1 to max_length={longest}. Raise max_length or "
                 "pass another source."
             )
+        check_ids("source", source, self.encoder.config.vocab_size, counting=(source_mask,), repair="the source")
         hidden = self.encoder(source, mask=source_mask, rotations=rotations, deterministic=deterministic)
         return Encoded(hidden, source_mask)
 
@@ -106,7 +109,7 @@ class ReformerEncoderDecoder(nn.Module):
         Raises:
           ValueError: a sequence is too long, or rotations are wrong or missing.
         """
-        options = self._options(source, source_mask, rotations, deterministic)
+        options = self._options(source, source_mask, tokens, mask, rotations, deterministic)
         return self.decoder(tokens, mask=mask, deterministic=deterministic, **options)
 
     def loss(
@@ -122,7 +125,8 @@ class ReformerEncoderDecoder(nn.Module):
         deterministic: bool = True,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Sum of weighted nats of the targets and sum of weights, as `TokenModel.loss`; arguments as in `__call__`."""
-        options = self._options(source, source_mask, rotations, deterministic)
+        self.decoder.check(tokens, targets, weights, mask)
+        options = self._options(source, source_mask, tokens, mask, rotations, deterministic)
         return self.decoder.loss(tokens, targets, weights=weights, mask=mask, deterministic=deterministic, **options)
 
     def score(
@@ -138,11 +142,13 @@ class ReformerEncoderDecoder(nn.Module):
         look: Observer | None = None,
     ) -> Evaluated:
         """The sums over a batch, as `TokenModel.score`; `look` observes the decoder's self-attention."""
-        options = self._options(source, source_mask, rotations, True)
+        self.decoder.check(tokens, targets, weights, mask)
+        options = self._options(source, source_mask, tokens, mask, rotations, True)
         return self.decoder.score(tokens, targets, weights=weights, mask=mask, look=look, **options)
 
-    def _options(self, source, source_mask, rotations, deterministic: bool) -> dict[str, Any]:
-        """What the decoder needs beside its own arrays."""
+    def _options(self, source, source_mask, tokens, mask, rotations, deterministic: bool) -> dict[str, Any]:
+        """What the decoder needs beside its own arrays, which are checked before the encoder runs."""
+        check_ids("tokens", tokens, self.config.vocab_size, counting=(mask,), repair="the tokens")
         of_encoder, of_decoder = rotations
         encoded = self.encode(source, source_mask=source_mask, rotations=of_encoder, deterministic=deterministic)
         return {"encoded": encoded, "rotations": of_decoder}

@@ -14,7 +14,8 @@ from reformer.layers.linear import dense
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated, TokenModel
 from reformer.ops.dropout import dropout, fold, rows
-from reformer.ops.losses import check_targets, cross_entropy, widen
+from reformer.ops.ids import check_ids
+from reformer.ops.losses import check_targets, check_targets_exist, cross_entropy, weigh, weight_of, widen
 from reformer.trunk import POOLINGS, Rotations, Streams, Trunk, merge_streams
 
 
@@ -109,8 +110,9 @@ class SequenceClassifier(Trunk):
 
         Args:
           tokens: as in `ReformerEncoder`.
-          targets: labels from 0 to `num_labels` - 1, see `check_labels`.
-          weights: of the sequences; None = 1.
+          targets: labels from 0 to `num_labels` - 1. Another one is an error, and within `jit`, where its value is not
+            known, both sums are NaN.
+          weights: of the sequences; None = 1. The target of one of weight 0 may be any integer.
           mask: as in `ReformerEncoder`.
           rotations: as there.
           deterministic: as there.
@@ -121,6 +123,7 @@ class SequenceClassifier(Trunk):
         Raises:
           ValueError: as in `ReformerEncoder`.
         """
+        check_targets_exist(targets, weights, self.num_labels)
         streams, seed = self.run(tokens, mask, rotations, deterministic)
         smoothing = self.config.label_smoothing
         nats, _, weight = label_sums(self._logits(streams, mask, seed), targets, weights, smoothing)
@@ -137,6 +140,7 @@ class SequenceClassifier(Trunk):
         look: Observer | None = None,
     ) -> Evaluated:
         """The loss without dropout, and how many labels are right; `look` as in `TokenModel.score`."""
+        check_targets_exist(targets, weights, self.num_labels)
         streams, seen = self.run_and_look(tokens, mask, rotations, look)
         sums = label_sums(self._logits(streams, mask, None), targets, weights)
         return Evaluated(*sums, others={}, seen=seen)
@@ -248,7 +252,7 @@ class QuestionAnswerer(Trunk):
 def check_labels(labels: Any, num_labels: int, what: str = "label") -> None:
     """Raises a ValueError that names the first of `labels`, an array on the host, that is none.
 
-    A loss that is compiled cannot, and would train on it without a word.
+    So does a loss; one that is compiled cannot, and is NaN instead.
 
     Args:
       labels: integers of any shape.
@@ -258,12 +262,7 @@ def check_labels(labels: Any, num_labels: int, what: str = "label") -> None:
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels of type {labels.dtype} must be integers from 0 to {num_labels - 1}.")
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_labels))
-    if len(wrong):
-        raise ValueError(
-            f"{what}={labels.flat[wrong[0]]} (number {wrong[0]}) is out of range: num_labels={num_labels} allows 0 to "
-            f"{num_labels - 1}. Correct the labels or raise num_labels."
-        )
+    check_ids(what, labels, num_labels, "num_labels", repair="the labels")
 
 
 def _dropout(config, x: Float[Array, "batch features"], seed):
@@ -275,14 +274,14 @@ def label_sums(
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Sums of weighted nats, of the weights of right targets, and of weights, for logits [*targets, outcomes].
 
-    `smoothing` is that of `losses.cross_entropy`.
+    `smoothing` is that of `losses.cross_entropy`. All are NaN if a target that counts does not exist (`losses.weigh`).
     """
     check_targets(targets, weights, logits.shape[:-1])
-    weights = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
     num_outcomes = logits.shape[-1]
+    weights = weigh(targets, weights, num_outcomes, logits.dtype)
     nats = cross_entropy(logits.reshape(len(logits), -1, num_outcomes), targets.reshape(len(targets), -1), smoothing)
     is_first = jnp.argmax(logits, axis=-1) == targets
-    return jnp.sum(nats.reshape(targets.shape) * weights), jnp.sum(is_first * weights), jnp.sum(weights)
+    return jnp.sum(nats.reshape(targets.shape) * weights), weight_of(is_first, weights), jnp.sum(weights)
 
 
 def _span_weights(targets, weights, tokens, mask) -> Float[Array, "batch 2"]:

@@ -4,6 +4,7 @@ import math
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -11,7 +12,7 @@ from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
 from reformer.layers.stack import Observer
 from reformer.ops.dropout import dropout, rows
-from reformer.ops.losses import check_targets, chunked_cross_entropy, chunked_scores, widen
+from reformer.ops.losses import check_targets, check_targets_exist, chunked_cross_entropy, chunked_scores, widen
 from reformer.sharding import constrain
 from reformer.trunk import Encoded, Rotations, Streams, Trunk, merge_streams
 
@@ -51,6 +52,18 @@ class TokenModel(Trunk):
         """Logits of a token."""
         raise NotImplementedError
 
+    @property
+    def target_limit(self) -> tuple[str, int]:
+        """What the number of possible targets is called, and how many there are."""
+        return "num_labels", self.num_outputs
+
+    @nn.nowrap
+    def check(self, tokens, targets, weights, mask) -> None:
+        """Raises a ValueError if targets do not fit the tokens, or one that counts is known and does not exist."""
+        check_targets(targets, weights, tokens.shape)
+        limit, num_outcomes = self.target_limit
+        check_targets_exist(targets, weights, num_outcomes, limit, mask)
+
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
@@ -63,7 +76,7 @@ class TokenModel(Trunk):
         """Computes the logits of every position.
 
         Args:
-          tokens: ids below `vocab_size`, of any length up to `max_length`.
+          tokens: ids below `vocab_size`, of any length up to `max_length`; see `Trunk.run` for others.
           mask: True = real token; None = all are.
           rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
           encoded: what cross attention attends to; None where there is none.
@@ -73,7 +86,7 @@ class TokenModel(Trunk):
           Logits, in at least float32; those of masked positions mean nothing.
 
         Raises:
-          ValueError: the sequence is too long, or rotations are wrong or missing.
+          ValueError: the sequence is too long, an id does not exist, or rotations are wrong or missing.
         """
         streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded)
         return _logits(self.config, self.num_outputs, self._head_params(), streams, rows(tokens), seed)
@@ -95,9 +108,10 @@ class TokenModel(Trunk):
 
         Args:
           tokens: as in `__call__`.
-          targets: the ids to predict, already shifted. An id that does not exist, such as -100 for a target to be
-            left out, is counted like all others: a compiled loss cannot refuse it, `heads.check_labels` can.
-          weights: of the targets, 0 leaves one out; None = 1. A target counts with weight times mask.
+          targets: the ids to predict, already shifted. One that counts and does not exist is an error; within `jit`,
+            where its value is not known, both sums are NaN.
+          weights: of the targets; None = 1. A target counts with weight times mask; where that is 0 it is left out, and
+            may be any integer, such as -100.
           mask: as in `__call__`.
           rotations: as in `__call__`.
           encoded: as in `__call__`.
@@ -109,7 +123,7 @@ class TokenModel(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
-        check_targets(targets, weights, tokens.shape)
+        self.check(tokens, targets, weights, mask)
         streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
@@ -151,7 +165,7 @@ class TokenModel(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
-        check_targets(targets, weights, tokens.shape)
+        self.check(tokens, targets, weights, mask)
         streams, seen = self.run_and_look(tokens, mask, rotations, look, encoded)
         weights = _weights(weights, mask, streams)
         score = partial(
@@ -193,6 +207,11 @@ class ReformerLM(TokenModel):
     def num_outputs(self) -> int:
         """Logits of a token: one for every id."""
         return self.config.vocab_size
+
+    @property
+    def target_limit(self) -> tuple[str, int]:
+        """The vocabulary."""
+        return "vocab_size", self.config.vocab_size
 
 
 def _logits(config: ReformerConfig, num_outputs: int, params, streams, row, seed):

@@ -16,6 +16,7 @@ from reformer.layers.embeddings import Embeddings
 from reformer.layers.linear import LayerNorm
 from reformer.ops import hashing
 from reformer.ops.dropout import draw_seed, dropout, fold, rows
+from reformer.ops.ids import check_ids, spoil_missing
 from reformer.ops.lengthwise import map_length
 from reformer.sharding import check_is_set, constrain, splits_length
 
@@ -81,7 +82,8 @@ class Trunk(nn.Module):
         """Embeds and runs the stack.
 
         Args:
-          inputs: what `embed` takes, such as ids [batch, length].
+          inputs: what `embed` takes, such as ids [batch, length]. A real token whose id does not exist is an error, and
+            NaN where the values are not known, within `jit`; those that `mask` hides may be any integers.
           mask: True = real token; None = all are.
           rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
@@ -92,14 +94,19 @@ class Trunk(nn.Module):
           Both streams after the last layer, and the dropout seed of the head, None = no dropout.
 
         Raises:
-          ValueError: the sequence is empty or too long; mask, rotations or what is encoded do not fit or are missing.
+          ValueError: the sequence is empty or too long, an id does not exist, or mask, rotations or what is encoded do
+            not fit or are missing.
         """
         config = self.config
         check_is_set(inputs)
         length = _check_inputs(inputs, mask, config.max_length)
+        if _are_ids(inputs):
+            check_ids("tokens", inputs, config.vocab_size, counting=(mask,), repair="the tokens")
         seed = self._dropout_seed(deterministic)
         inputs, mask = _pad(inputs, mask, padded_length(length, config))
         x = self.embed(inputs)
+        if _are_ids(inputs):
+            x = spoil_missing(x, inputs, mask, config.vocab_size)
         if seed is not None:
             x = dropout(x, config.dropout_rate, fold(seed, 0), rows(x))
         x = constrain(x, "act_batch", "act_length", "act_embed")
@@ -274,6 +281,11 @@ def _check_inputs(inputs, mask, max_length: int) -> int:
     if mask is not None and (mask.shape != inputs.shape[:2] or mask.dtype != bool):
         raise ValueError(f"mask {mask.shape} of {mask.dtype} must be [batch, length] = {inputs.shape[:2]} of bool.")
     return length
+
+
+def _are_ids(inputs) -> bool:
+    """Whether inputs are rows of ids; other models have a vector of values for every token."""
+    return inputs.ndim == 2
 
 
 def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) -> None:

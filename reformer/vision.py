@@ -14,7 +14,7 @@ from reformer.layers.patches import PatchEmbeddings
 from reformer.layers.stack import Observer
 from reformer.model import Evaluated
 from reformer.ops.dropout import dropout
-from reformer.ops.losses import widen
+from reformer.ops.losses import check_targets_exist, weigh, weight_of, widen
 from reformer.ops.patches import ORDERS, Grid, cut, visiting_order
 from reformer.sharding import constrain
 from reformer.trunk import POOLINGS, Rotations, Streams, Trunk
@@ -106,8 +106,9 @@ class ReformerViT(Trunk):
 
         Args:
           images: as in `__call__`.
-          targets: the labels, each below `num_labels`.
-          weights: of the images; None = 1.
+          targets: the labels, each below `num_labels`. Another one is an error; within `jit`, where its value is not
+            known, both sums are NaN.
+          weights: of the images; None = 1. The target of one of weight 0 may be any integer.
           mask: as in `__call__`.
           rotations: as in `__call__`.
           deterministic: as in `__call__`.
@@ -118,6 +119,7 @@ class ReformerViT(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
+        check_targets_exist(targets, weights, self.num_labels)
         logits = self(images, mask=mask, rotations=rotations, deterministic=deterministic)
         nats, _, weight = label_sums(logits, targets, weights, self.config.label_smoothing)
         return nats, weight
@@ -145,13 +147,13 @@ class ReformerViT(Trunk):
         Raises:
           ValueError: as in `__call__`.
         """
+        check_targets_exist(targets, weights, self.num_labels)
         patches, mask = self._sequence(images, mask)
         streams, seen = self.run_and_look(patches, mask, rotations, look)
         logits = self._logits(streams, mask, None)
         nats, right, weight = label_sums(logits, targets, weights)
-        is_near = _rank(logits, targets) < 5
-        near = jnp.sum(is_near if weights is None else is_near * widen(weights))
-        return Evaluated(nats, right, weight, {"top_5_accuracy": (near.astype(weight.dtype), weight)}, seen)
+        near = weight_of(_rank(logits, targets) < 5, weigh(targets, weights, self.num_labels, logits.dtype))
+        return Evaluated(nats, right, weight, {"top_5_accuracy": (near, weight)}, seen)
 
     @property
     def _grid(self) -> Grid:

@@ -33,7 +33,7 @@ ALLOWED = {
     "heads": LEAVES | {"ops", "layers", "trunk", "model"},
     "encoder_decoder": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
     "decoding": LEAVES | {"ops", "layers", "trunk", "model"},
-    "beam": LEAVES | {"layers", "encoder_decoder", "decoding"},
+    "beam": LEAVES | {"ops", "layers", "encoder_decoder", "decoding"},
     "data": LEAVES,
     "vision": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
     "tasks": LEAVES | {"model", "electra", "electra_models", "heads", "encoder_decoder", "vision", "data"},

@@ -164,8 +164,8 @@ def test_lsh_layers_search_too_and_repeat_with_the_same_rotations():
         ([np.zeros(0, np.int32)], {}, {}, "none may be empty"),
         (SOURCES, {}, {"padded_length": 4}, "padded_length=4 is below the 5 tokens of a source. Raise it"),
         (SOURCES, {"max_tokens": 33}, {}, "max_tokens=33 exceeds max_length=32 of the decoder. Lower it"),
-        ([np.array([5, 9, 2], np.int32)], {}, {}, r"sources\[0\] has an id that is not from 0 to vocab_size - 1 = 8"),
-        (SOURCES, {"begin_id": 9}, {}, "begin_id has an id that is not from 0"),
+        ([np.array([5, 9, 2], np.int32)], {}, {}, r"sources\[0\]\[1\]=9 is out of range: vocab_size=9 allows"),
+        (SOURCES, {"begin_id": 9}, {}, "begin_id=9 is out of range: vocab_size=9 allows"),
         (SOURCES, {}, {"padded_length": 33}, "A source of 33 tokens must have from 1 to max_length=32"),
     ],
 )

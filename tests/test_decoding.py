@@ -292,7 +292,7 @@ def test_top_k_of_one_is_the_most_likely_token():
         ({"prompts": []}, "must hold at least one prompt"),
         ({"prompts": [np.zeros(0, np.int32)]}, r"prompts\[0\] must be a row of at least one integer id"),
         ({"prompts": [np.array([0.5])]}, r"prompts\[0\] must be a row"),
-        ({"prompts": [np.array([3]), np.array([50])]}, r"prompts\[1\] has an id that is not from 0 to .* = 49"),
+        ({"prompts": [np.array([3]), np.array([50])]}, r"prompts\[1\]\[0\]=50 is out of range: .* allows 0 to 49"),
         ({"num_tokens": 0}, "num_tokens=0 must be at least 1"),
         ({"num_tokens": 47}, "prompt of 3 tokens and num_tokens=47 exceed max_length=48"),
         ({"keep_last": 48}, "keep_last=48 must be from 1 to 47, one less than max_length, or None"),

@@ -275,3 +275,14 @@ def test_a_draw_needs_a_key():
 def test_labels_are_smoothed_over_ids_and_not_over_yes_and_no():
     model = ReformerElectra(dataclasses.replace(CONFIG, label_smoothing=0.1))
     assert (model.generator.config.label_smoothing, model.discriminator.config.label_smoothing) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize("method", ["loss", "score", "replace"])
+@pytest.mark.parametrize("name", ["tokens", "targets"])
+def test_ids_that_do_not_exist_are_refused_before_any_work(name, method):
+    # The place has no weight, but the discriminator sees its target.
+    rows = batch(2)
+    place = tuple(np.argwhere(np.asarray(rows["weights"] == 0) & np.asarray(rows["mask"]))[0])
+    rows[name] = rows[name].at[place].set(20)
+    with pytest.raises(ValueError, match=rf"{name}\[0, {place[1]}\]=20 is out of range: vocab_size=20 allows 0 to 19"):
+        ReformerElectra(CONFIG).apply({"params": {}}, **rows, method=method, rngs={"hash": KEY})

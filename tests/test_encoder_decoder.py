@@ -351,3 +351,16 @@ def test_one_stream_is_neither_reversible_nor_two(changes):
 def test_hugging_face_semantics_have_no_cross_attention():
     with pytest.raises(ValueError, match="cross_attention and merge_streams='average' do not exist under semantics"):
         ReformerConfig(semantics="huggingface", cross_attention=True)
+
+
+IDS = [(name, method) for name in ("source", "tokens", "targets") for method in ("__call__", "loss", "score")]
+
+
+@pytest.mark.parametrize(("name", "method"), [x for x in IDS if x != ("targets", "__call__")])
+def test_ids_that_do_not_exist_are_refused_before_any_work(name, method):
+    batch = make_batch()
+    batch[name] = batch[name].at[1, 2].set(50)
+    if method == "__call__":
+        del batch["targets"]
+    with pytest.raises(ValueError, match=rf"{name}\[1, 2\]=50 is out of range: vocab_size=50 allows 0 to 49"):
+        ReformerEncoderDecoder(CONFIG).apply({"params": {}}, **batch, method=method)

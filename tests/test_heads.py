@@ -279,8 +279,8 @@ def test_an_unknown_pooling_is_refused():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 3, 7, 9], r"label=7 \(number 2\) is out of range: num_labels=7 allows 0 to 6"),
-        ([[0, -1]], r"label=-1 \(number 1\) is out of range"),
+        ([0, 3, 7, 9], r"label\[2\]=7 is out of range: num_labels=7 allows 0 to 6"),
+        ([[0, -1]], r"label\[0, 1\]=-1 is out of range"),
         ([0.5], "labels of type float64 must be integers from 0 to 6"),
     ],
 )
@@ -288,3 +288,20 @@ def test_labels_out_of_range_are_named(labels, message):
     with pytest.raises(ValueError, match=message):
         heads.check_labels(np.array(labels), 7)
     heads.check_labels(np.arange(7), 7)
+
+
+@pytest.mark.parametrize("method", ["loss", "score"])
+@pytest.mark.parametrize(("name", "wrong"), [("tokens", 5), ("first", 7), ("mean", -100)])
+def test_labels_that_count_and_do_not_exist_are_refused_before_any_work(name, wrong, method):
+    targets = TARGETS[name].at[(1,) * TARGETS[name].ndim].set(wrong)
+    with pytest.raises(ValueError, match=rf"targets\[1(, 1)?\]={wrong} is out of range: num_labels=[57] allows 0 to "):
+        MODELS[name].apply({"params": {}}, TOKENS, targets, mask=MASK, method=method)
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, 3])
+def test_sums_over_labels_are_nan_where_one_that_counts_does_not_exist(wrong):
+    logits, targets = jnp.linspace(0, 1, 12).reshape(4, 3), jnp.array([0, wrong, 2, 1])
+    assert np.isnan(heads.label_sums(logits, targets, None)).all()
+    weights = jnp.array([1.0, 0, 2, 1])
+    left_out = heads.label_sums(logits, targets, weights)
+    np.testing.assert_array_equal(left_out, heads.label_sums(logits, targets.at[1].set(0), weights))

@@ -223,3 +223,48 @@ def test_errors_name_value_and_repair(call, message):
 def test_an_invalid_config_is_refused_with_a_repair(fields, message):
     with pytest.raises(ValueError, match=message):
         ReformerConfig(**fields)
+
+
+FULL = dataclasses.replace(models.SMALL, attention_pattern=("full",), num_layers=1, max_length=12)
+
+
+@pytest.mark.parametrize("method", ["__call__", "loss", "score"])
+@pytest.mark.parametrize("wrong", [-1, 50])
+def test_a_token_that_does_not_exist_is_refused_before_any_work(method, wrong):
+    tokens = models.tokens(FULL).at[1, 3].set(wrong)
+    targets = () if method == "__call__" else (models.tokens(FULL),)
+    with pytest.raises(ValueError, match=rf"tokens\[1, 3\]={wrong} is out of range: vocab_size=50 allows 0 to 49"):
+        ReformerLM(FULL).apply({"params": {}}, tokens, *targets, method=method)
+
+
+@pytest.mark.parametrize("method", ["loss", "score"])
+def test_a_target_that_counts_and_does_not_exist_is_refused_before_any_work(method):
+    tokens, targets = models.tokens(FULL), models.tokens(FULL).at[0, 2].set(-100)
+    with pytest.raises(
+        ValueError, match=r"targets\[0, 2\]=-100 is out of range: .* by a weight of 0, or raise vocab_size"
+    ):
+        ReformerLM(FULL).apply({"params": {}}, tokens, targets, method=method)
+
+
+def test_compiled_logits_of_a_token_that_does_not_exist_are_nan_unless_it_is_hidden():
+    tokens, mask = models.tokens(FULL), jnp.ones((2, 12), bool).at[1, 3].set(False)
+    compiled = jax.jit(functools.partial(ReformerLM(FULL).apply, {"params": models.init(FULL)}))
+    right = compiled(tokens, mask=mask)
+    for wrong in (-1, 50):
+        found = compiled(tokens.at[1, 3].set(wrong), mask=jnp.ones_like(mask))
+        assert np.isnan(found[1, 3:]).all()
+        np.testing.assert_array_equal(found[0], right[0])
+        hidden = compiled(tokens.at[1, 3].set(wrong), mask=mask)
+        np.testing.assert_array_equal(hidden[mask], right[mask])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", [("full",), ("local",), ("lsh",)])
+def test_compiled_loss_and_gradients_of_a_token_that_does_not_exist_are_nan(pattern):
+    config = dataclasses.replace(FULL, attention_pattern=pattern, max_length=96, loss_chunk_length=None)
+    tokens = models.tokens(config).at[1, 3].set(50)
+    loss, gradients = jax.jit(jax.value_and_grad(models.mean_loss(config)))(
+        models.init(config), tokens, jax.random.key(0)
+    )
+    assert np.isnan(loss)
+    assert np.isnan(gradients["head"]["kernel"]).any()

@@ -228,6 +228,18 @@ def test_scores_count_the_best_and_the_five_best():
     np.testing.assert_allclose(found.nats, nats, rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["loss", "score"])
+def test_a_label_that_does_not_exist_is_refused_before_any_work(method):
+    with pytest.raises(ValueError, match=r"targets\[1\]=7 is out of range: num_labels=7 allows 0 to 6"):
+        make_model(FULL).apply({"params": {}}, images(2), jnp.asarray([0, LABELS]), method=method)
+
+
+@pytest.mark.slow
+def test_compiled_scores_of_a_label_that_does_not_exist_are_nan():
+    found = apply(make_model(FULL), images(2), jnp.asarray([0, LABELS]), method="score")
+    assert np.isnan([found.nats, found.right, found.weight, *found.others["top_5_accuracy"]]).all()
+
+
 def test_of_equal_logits_the_first_label_is_the_answer():
     model = make_model(FULL)
     params = init(model) | {"head": jax.tree.map(jnp.zeros_like, init(model)["head"])}

@@ -5,12 +5,12 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from reformer import paths
+from reformer.data import folders
 
 SEPARATOR = b"\x00"  # between documents; source code and prose do not contain it
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -57,28 +57,28 @@ def read_folders(
         ValueError: nothing is there, or fewer than two folders, or than `num_largest`.
     """
     source, root, sizes = _find_folder(path) if path else _find_stdlib()
-    folders: dict[str, dict[str, list[str]]] = {}
+    files: dict[str, dict[str, list[str]]] = {}
     for split, names in assign_files(sizes, valid_fraction, test_fraction).items():
         for name in names:
             if "/" in name:
-                of_folder = folders.setdefault(name.split("/")[0], {"train": [], "valid": [], "test": []})
+                of_folder = files.setdefault(name.split("/")[0], {"train": [], "valid": [], "test": []})
                 of_folder[split].append(name)
-    size = {folder: sum(sizes[name] for names in of.values() for name in names) for folder, of in folders.items()}
-    chosen = sorted((folder for folder in folders if folders[folder]["train"]), key=lambda folder: -size[folder])
+    size = {folder: sum(sizes[name] for names in of.values() for name in names) for folder, of in files.items()}
+    chosen = sorted((folder for folder in files if files[folder]["train"]), key=lambda folder: -size[folder])
     if len(chosen) < (num_largest or 2):
         raise ValueError(
             f"{str(root)!r} holds {len(chosen)} folders with files to train on, fewer than {num_largest or 2}. Name a "
             "folder with one folder for each label by --config.data.path."
         )
     return source, {
-        folder: {split: _join(root, names) for split, names in folders[folder].items()}
+        folder: {split: _join(root, names) for split, names in files[folder].items()}
         for folder in sorted(chosen[:num_largest])
     }
 
 
 def _find_stdlib() -> tuple[str, Path, dict[str, int]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    sizes = _file_sizes(root, _is_outside_library, suffix=".py")
+    sizes = _with_content(folders.file_sizes(root, (".py",), _is_outside_library))
     if len(sizes) < 3:
         raise ValueError(
             f"{str(root)!r} holds {len(sizes)} Python source files: this interpreter comes without the sources of its "
@@ -91,7 +91,7 @@ def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
     root = paths.local(path)
     if not root.is_dir():
         raise ValueError(f"data.path={path!r} is no folder. Name one with a folder for each label.")
-    sizes = _file_sizes(root, lambda name: name.startswith("."))
+    sizes = _with_content(folders.file_sizes(root))
     if not sizes:
         raise ValueError(f"data.path={path!r} holds no files with content. Name another by --config.data.path.")
     return f"{path}, {len(sizes)} files", root, sizes
@@ -100,9 +100,9 @@ def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
 def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[str, Splits]:
     """Reads a file, split contiguously in the order train, valid, test, or a folder, split by file.
 
-    A folder is searched to any depth. Hidden and empty files are left out. It is read into memory, a single file is
-    mapped. The byte order mark of UTF-8 that a file begins with is left out; all other bytes stay as they are, ends of
-    lines of any kind too.
+    A folder is searched to any depth, also through links. Hidden and empty files are left out. It is read into memory,
+    a single file is mapped. The byte order mark of UTF-8 that a file begins with is left out; all other bytes stay as
+    they are, ends of lines of any kind too.
 
     Args:
         path: the file or folder.
@@ -120,7 +120,7 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
         raise ValueError(f"data.path={path!r} does not exist. Name a file or a folder by --config.data.path.")
     try:
         if root.is_dir():
-            sizes = _file_sizes(root, lambda name: name.startswith("."))
+            sizes = _with_content(folders.file_sizes(root))
             return f"{path}, {len(sizes)} files", _read_folder(root, sizes, valid_fraction, test_fraction)
         data = np.memmap(root, np.uint8, mode="r") if root.stat().st_size else np.zeros(0, np.uint8)
     except OSError as error:
@@ -218,16 +218,5 @@ def _is_outside_library(folder_name: str) -> bool:
     return folder_name in _NOT_THE_LIBRARY or folder_name.startswith((".", "config-"))
 
 
-def _file_sizes(root: Path, is_skipped: Callable[[str], bool], suffix: str = "") -> dict[str, int]:
-    """Sizes in bytes of the files below `root` that are not empty or hidden; folders `is_skipped` are not entered."""
-    sizes = {}
-    for folder, subfolders, names in os.walk(root, onerror=_raise):
-        subfolders[:] = [name for name in subfolders if not is_skipped(name)]
-        for path in (Path(folder, name) for name in names if name.endswith(suffix) and not name.startswith(".")):
-            if path.is_file() and path.stat().st_size:
-                sizes[path.relative_to(root).as_posix()] = path.stat().st_size
-    return sizes
-
-
-def _raise(error: OSError) -> None:
-    raise error
+def _with_content(sizes: dict[str, int]) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if size}

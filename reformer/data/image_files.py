@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-import os
 import re
 import struct
 import zipfile
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from reformer.data import documents
+from reformer.data import documents, folders
 
 SPLITS = ("train", "valid", "test")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -114,7 +113,7 @@ class Decoder:
 
 
 def find_in_folder(root: Path, valid_fraction: float, test_fraction: float) -> dict[str, Files]:
-    """Finds the images below a folder, at any depth: files with one of `SUFFIXES` that are not hidden.
+    """Finds the images below a folder, as `folders.file_sizes` does: files with one of `SUFFIXES`, not hidden.
 
     Folders 'train', 'valid' and perhaps 'test' directly below `root` are the splits, and nothing beside them is read.
     Without them, images are assigned by a hash of their name (`documents.assign_files`).
@@ -122,7 +121,7 @@ def find_in_folder(root: Path, valid_fraction: float, test_fraction: float) -> d
     Raises:
         ValueError: there are too few, a folder is missing, or one cannot be read.
     """
-    sizes = _image_sizes(root)
+    sizes = folders.file_sizes(root, SUFFIXES)
     given = {split for split in SPLITS if any(name.startswith(f"{split}/") for name in sizes)}
     if given and not given >= {"train", "valid"}:
         raise ValueError(
@@ -177,25 +176,6 @@ def read_labels(path: Path, num_images: dict[str, int]) -> dict[str, Int[np.ndar
 
 def _files_below(root: Path, names: list[str]) -> Files:
     return Files(len(names), [(str(root / name), root / name) for name in names])
-
-
-def _image_sizes(root: Path) -> dict[str, int]:
-    try:
-        return {file.relative_to(root).as_posix(): file.stat().st_size for file in _image_paths(root)}
-    except OSError as error:
-        raise ValueError(
-            f"data.path={str(root)!r} cannot be read ({error}). Make it readable or change --config.data.path."
-        ) from error
-
-
-def _image_paths(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root, onerror=_raise):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if name.lower().endswith(SUFFIXES) and name[0] != ".")
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _read_archive(path: Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -5,10 +5,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from reformer.ops.chunking import wide_zeros_like
 from reformer.ops.dropout import rows
+from reformer.ops.ids import check_ids, exist
 from reformer.ops.lengthwise import scan_length
 
 
@@ -24,6 +26,28 @@ def check_targets(targets, weights, shape: tuple[int, ...]) -> None:
             raise ValueError(f"{name} of shape {x.shape} must have the shape {shape}, one for each prediction.")
 
 
+def check_targets_exist(targets, weights, num_outcomes: int, limit: str = "num_labels", mask=None) -> None:
+    """Raises a ValueError for a target that counts, is known and does not exist; `limit` is called `num_outcomes`."""
+    repair = "the targets, leave them out by a weight of 0,"
+    check_ids("targets", targets, num_outcomes, limit, counting=(weights, mask), repair=repair)
+
+
+def weigh(
+    targets: Int[Array, "*shape"], weights: jax.Array | None, num_outcomes: int, dtype: DTypeLike
+) -> Float[Array, "*shape"]:
+    """The weights of targets, None = 1; NaN where a target of another weight than 0 does not exist.
+
+    So its loss, its gradient and whether it is right are NaN, and a target that is left out may be any integer.
+    """
+    weights = jnp.ones(targets.shape, dtype) if weights is None else weights.astype(dtype)
+    return jnp.where(exist(targets, num_outcomes) | (weights == 0), weights, jnp.nan)
+
+
+def weight_of(is_true: Bool[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """The sum of the weights of what is true; NaN if any weight is, which XLA's product with False would hide."""
+    return jnp.sum(jnp.where(is_true | jnp.isnan(weights), weights, 0))
+
+
 def cross_entropy(
     logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"], smoothing: float = 0.0
 ) -> Float[Array, "batch length"]:
@@ -31,7 +55,7 @@ def cross_entropy(
 
     Args:
       logits: of every id.
-      targets: ids.
+      targets: ids; for one that does not exist the number means nothing, see `weigh`.
       smoothing: the share of every target that is spread evenly over all ids (Szegedy et al. 2015, arXiv 1512.00567,
         section 7).
     """
@@ -60,7 +84,7 @@ def chunked_cross_entropy(
       chunk_length: tokens of a sequence per chunk; None = all at once.
       params: pytree, differentiated.
       inputs: pytree of arrays [batch, length, ...], differentiated.
-      targets: ids [batch, length]; must be valid ids even where the weight is zero.
+      targets: ids [batch, length]; all sums are NaN if one does not exist, but for those of weight 0, such as -100.
       weights: [batch, length]; no gradient flows to them.
       fixed: pytree for `logits_fn` that is not differentiated.
       smoothing: of the targets, as in `cross_entropy`.
@@ -96,15 +120,16 @@ def chunked_scores(
         inputs, row, targets, weights = chunk
         logits = logits_fn(params, inputs, row, None)
         nats, is_first = cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
-        weights = weights.astype(nats.dtype)
-        return tuple(jnp.sum(x) for x in (nats * weights, is_first * weights, weights)), ()
+        weights = weigh(targets, weights, logits.shape[-1], nats.dtype)
+        return (jnp.sum(nats * weights), weight_of(is_first, weights), jnp.sum(weights)), ()
 
     return _sum_chunks(score, chunk_length, params, inputs, targets, weights)[0]
 
 
 def _chunk_loss(logits_fn, smoothing, fixed, params, inputs, row, targets, weights):
-    nats = cross_entropy(logits_fn(params, inputs, row, fixed), targets, smoothing)
-    weights = weights.astype(nats.dtype)
+    logits = logits_fn(params, inputs, row, fixed)
+    nats = cross_entropy(logits, targets, smoothing)
+    weights = weigh(targets, weights, logits.shape[-1], nats.dtype)
     return jnp.sum(nats * weights), jnp.sum(weights)
 
 

@@ -156,6 +156,21 @@ def test_the_logits_of_all_tokens_never_exist_at_once():
     assert compiled.memory_analysis().temp_size_in_bytes < length * vocab * 4 / 8
 
 
+@pytest.mark.parametrize("target", [-100, -1, VOCAB])
+def test_a_target_that_does_not_exist_is_nan_unless_its_weight_is_zero(target):
+    params, hidden, targets, weights = _inputs(7, "float32")
+    weights = weights.at[1, 2].set(0)
+    wrong = targets.at[1, 2].set(target)
+    loss = jax.jit(jax.value_and_grad(lambda h, t, w: _chunked(4, t, w)(params, h)[0]))
+    right, left_out = loss(hidden, targets, weights), loss(hidden, wrong, weights)
+    jax.tree.map(np.testing.assert_array_equal, left_out, right)
+    nats, gradient = loss(hidden, wrong, weights.at[1, 2].set(0.5))
+    assert np.isnan(nats)
+    assert np.isnan(gradient[1, 2]).all()
+    sums = losses.chunked_scores(_logits, 4, params, hidden, wrong, weights.at[1, 2].set(0.5))
+    assert np.isnan(sums).all()
+
+
 def test_targets_and_weights_of_another_shape_are_refused():
     losses.check_targets(jnp.zeros((2, 3)), None, (2, 3))
     with pytest.raises(ValueError, match=r"targets of shape \(4, 1\) must have the shape \(4,\)"):

@@ -1,0 +1,98 @@
+"""The walk of a folder: links are followed, and it ends."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reformer.data import documents, folders, images, labelled_images, packages
+
+
+def _write(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def _link(link, target):
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+
+
+def _write_images(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / name)
+
+
+def _config(root, **changes):
+    fields = {"path": str(root), "valid_fraction": 0.2, "test_fraction": 0.0, "skip_bad_images": False}
+    return SimpleNamespace(**(fields | {"random_flip": False, "crop_padding": 0} | changes))
+
+
+def test_links_to_files_and_folders_are_followed_by_their_names(tmp_path):
+    _write(tmp_path / "elsewhere", "a.txt", "deep/b.txt", ".hidden/c.txt")
+    root = _write(tmp_path / "root", "own.txt")
+    _link(root / "file.txt", tmp_path / "elsewhere" / "a.txt")
+    _link(root / "linked", tmp_path / "elsewhere")
+    _link(root / ".unseen", tmp_path / "elsewhere")
+    assert folders.file_sizes(root) == {"file.txt": 5, "linked/a.txt": 5, "linked/deep/b.txt": 10, "own.txt": 7}
+
+
+def test_links_that_lead_back_are_not_walked_again(tmp_path):
+    root = _write(tmp_path / "above" / "root", "a/one", "b/two")
+    _link(root / "self", ".")
+    _link(root / "a" / "parent", "..")
+    _link(root / "a" / "above", tmp_path / "above")
+    _link(root / "a" / "to_b", root / "b")
+    _link(root / "b" / "to_a", root / "a")
+    assert set(folders.file_sizes(root)) == {"a/one", "a/to_b/two", "b/two", "b/to_a/one"}
+    assert set(folders.file_sizes(root / "self")) == {"a/one", "a/to_b/two", "b/two", "b/to_a/one"}
+
+
+def test_suffixes_are_meant_in_any_case_and_only_files_are_found(tmp_path):
+    root = _write(tmp_path, "a.PNG", "b.png", "c.txt", "d.png/e.txt")
+    os.mkfifo(root / "f.png")
+    assert set(folders.file_sizes(root, (".png",))) == {"a.PNG", "b.png"}
+
+
+@pytest.mark.parametrize(("target", "reason"), [("nothing", "No such file"), ("link", "Too many levels")])
+def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path, target, reason):
+    root = _write(tmp_path, "a")
+    _link(root / "link", root / target)
+    with pytest.raises(ValueError, match=rf"cannot be read \(.*{reason}.*/link'\)\. .*link that leads nowhere"):
+        folders.file_sizes(root)
+
+
+def test_text_behind_links_is_read(tmp_path):
+    _write(tmp_path / "elsewhere", *(f"{i}.txt" for i in range(20)))
+    _link(tmp_path / "root" / "linked", tmp_path / "elsewhere")
+    source, splits = documents.read_path(str(tmp_path / "root"), 0.2, 0.1)
+    assert source.endswith("root, 20 files")
+    read = documents.SEPARATOR.join(split.tobytes() for split in splits).split(documents.SEPARATOR)
+    assert sorted(read) == sorted(b"%d.txt" % i for i in range(20))
+
+
+def test_linked_folders_are_labels_of_text(tmp_path):
+    for label in "ab":
+        _write(tmp_path / "elsewhere" / label, *map(str, range(10)))
+        _link(tmp_path / "root" / f"linked_{label}", tmp_path / "elsewhere" / label)
+    data = packages.load(_config(tmp_path / "root", examples_per_label=2))
+    assert data.labels == ("linked_a", "linked_b")
+
+
+@pytest.mark.parametrize("linked", ["train", "train/ant", "valid"])
+def test_linked_splits_and_labels_of_images_are_read(tmp_path, linked):
+    root = tmp_path / "root"
+    names = [f"{split}/{label}/{i}.png" for split in ("train", "valid") for label in ("ant", "bee") for i in range(2)]
+    _write_images(root, *names)
+    (root / linked).rename(tmp_path / "elsewhere")
+    _link(root / linked, tmp_path / "elsewhere")
+    data = labelled_images.load(_config(root, name="labelled_images"), 192)
+    assert (data.train.labels.tolist(), data.valid.labels.tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
+    assert data.label_names == ["ant", "bee"]
+    found = images.find(_config(root))
+    assert sorted(name for files in found.values() for name, _ in files.named) == sorted(str(root / n) for n in names)
