@@ -78,7 +78,7 @@ def read_folders(
 
 def _find_stdlib() -> tuple[str, Path, dict[str, int]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    sizes = _with_content(folders.file_sizes(root, (".py",), _is_outside_library))
+    sizes = _with_content(folders.file_sizes(root, (".py",), _is_outside_library, leave_out_broken_links=True))
     if len(sizes) < 3:
         raise ValueError(
             f"{str(root)!r} holds {len(sizes)} Python source files: this interpreter comes without the sources of its "

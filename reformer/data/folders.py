@@ -11,7 +11,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def file_sizes(
-    root: Path, suffixes: tuple[str, ...] = ("",), is_skipped: Callable[[str], bool] = _is_hidden
+    root: Path,
+    suffixes: tuple[str, ...] = ("",),
+    is_skipped: Callable[[str], bool] = _is_hidden,
+    leave_out_broken_links: bool = False,
 ) -> dict[str, int]:
     """Finds the files below a folder, at any depth, which are not hidden.
 
@@ -22,6 +25,7 @@ def file_sizes(
         root: the folder.
         suffixes: of the files, in lower case, with one of which their name must end in any case.
         is_skipped: whether folders of a name are left out.
+        leave_out_broken_links: of a folder that the user neither chose nor can repair.
 
     Returns:
         Bytes of each file, by its path below the root, with `/` and as it was walked, that is with the names of links.
@@ -32,7 +36,8 @@ def file_sizes(
     sizes = {}
     try:
         for entry in _entries(root, is_skipped, above=()):
-            if entry.name.lower().endswith(suffixes):
+            is_broken = leave_out_broken_links and not os.path.exists(entry.path)
+            if entry.name.lower().endswith(suffixes) and not is_broken:
                 status = entry.stat()
                 if stat.S_ISREG(status.st_mode):
                     sizes[Path(entry.path).relative_to(root).as_posix()] = status.st_size

@@ -96,3 +96,11 @@ def test_linked_splits_and_labels_of_images_are_read(tmp_path, linked):
     assert data.label_names == ["ant", "bee"]
     found = images.find(_config(root))
     assert sorted(name for files in found.values() for name, _ in files.named) == sorted(str(root / n) for n in names)
+
+
+def test_a_link_that_leads_nowhere_is_left_out_of_what_the_user_did_not_choose(tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "b.py").symlink_to(tmp_path / "nowhere.py")
+    assert folders.file_sizes(tmp_path, leave_out_broken_links=True) == {"a.py": 1}
+    with pytest.raises(ValueError, match="remove a link that leads nowhere"):
+        folders.file_sizes(tmp_path)
