@@ -116,8 +116,9 @@ def training_group() -> ConfigDict:
     # Who gets the records beside metrics.jsonl: 'tensorboard', 'wandb', 'mlflow', or MODULE:NAME of what takes a
     # `reformer.training.writers.Opening` and returns a `Writer`.
     group.writers = ("tensorboard",)
-    # Workdir of a run, or folder of a Hugging Face model, whose parameters are taken where the shape is the same
-    # and the path, or in the stack the depth; 'DIR:PART' = those of a part, such as the discriminator; '' = all random.
+    # Workdir of a run, or folder of a Hugging Face model or its name on the hub, whose parameters are taken where the
+    # shape is the same and the path, or in the stack the depth; 'DIR:PART' = those of a part, such as the
+    # discriminator; '' = all random.
     group.init_from = ""
     # Regular expressions that match whole names of a parameter's path: what they match is not trained, such as
     # ('embeddings', 'stack').
