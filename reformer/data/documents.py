@@ -78,7 +78,7 @@ def read_folders(
 
 def _find_stdlib() -> tuple[str, Path, dict[str, int]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    sizes = _file_sizes(root, _is_outside_library, suffix=".py")
+    sizes = file_sizes(root, _is_outside_library, suffix=".py")
     if len(sizes) < 3:
         raise ValueError(
             f"{str(root)!r} holds {len(sizes)} Python source files: this interpreter comes without the sources of its "
@@ -91,7 +91,7 @@ def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
     root = paths.local(path)
     if not root.is_dir():
         raise ValueError(f"data.path={path!r} is no folder. Name one with a folder for each label.")
-    sizes = _file_sizes(root, lambda name: name.startswith("."))
+    sizes = file_sizes(root, lambda name: name.startswith("."))
     if not sizes:
         raise ValueError(f"data.path={path!r} holds no files with content. Name another by --config.data.path.")
     return f"{path}, {len(sizes)} files", root, sizes
@@ -120,7 +120,7 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
         raise ValueError(f"data.path={path!r} does not exist. Name a file or a folder by --config.data.path.")
     try:
         if root.is_dir():
-            sizes = _file_sizes(root, lambda name: name.startswith("."))
+            sizes = file_sizes(root, lambda name: name.startswith("."))
             return f"{path}, {len(sizes)} files", _read_folder(root, sizes, valid_fraction, test_fraction)
         data = np.memmap(root, np.uint8, mode="r") if root.stat().st_size else np.zeros(0, np.uint8)
     except OSError as error:
@@ -199,10 +199,29 @@ def assign_files(sizes: dict[str, int], valid_fraction: float, test_fraction: fl
 def _read_folder(root: Path, sizes: dict[str, int], valid_fraction: float, test_fraction: float) -> Splits:
     if not sizes:
         raise ValueError(f"data.path={str(root)!r} holds no files with content. Name another by --config.data.path.")
+    return deal(sizes, lambda names: _join(root, names), str(root), valid_fraction, test_fraction)
+
+
+def deal(
+    sizes: dict[str, int],
+    join: Callable[[list[str]], np.ndarray],
+    source: str,
+    valid_fraction: float,
+    test_fraction: float,
+) -> Splits:
+    """Deals documents to train, valid and test by `assign_files`; fewer than splits are joined and cut instead.
+
+    Args:
+        sizes: bytes by name.
+        join: gives the bytes of named documents; each is asked for once.
+        source: what holds them, for people.
+        valid_fraction: expected part of the documents for validation.
+        test_fraction: likewise for the test.
+    """
     if len(sizes) < 2 + (test_fraction > 0):
-        return split_contiguously(_join(root, sorted(sizes)), str(root), valid_fraction, test_fraction)
+        return split_contiguously(join(sorted(sizes)), source, valid_fraction, test_fraction)
     names = assign_files(sizes, valid_fraction, test_fraction)
-    return _join(root, names["train"]), _join(root, names["valid"]), _join(root, names["test"])
+    return join(names["train"]), join(names["valid"]), join(names["test"])
 
 
 def _join(root: Path, names: list[str]) -> np.ndarray:
@@ -218,7 +237,7 @@ def _is_outside_library(folder_name: str) -> bool:
     return folder_name in _NOT_THE_LIBRARY or folder_name.startswith((".", "config-"))
 
 
-def _file_sizes(root: Path, is_skipped: Callable[[str], bool], suffix: str = "") -> dict[str, int]:
+def file_sizes(root: Path, is_skipped: Callable[[str], bool], suffix: str = "") -> dict[str, int]:
     """Sizes in bytes of the files below `root` that are not empty or hidden; folders `is_skipped` are not entered."""
     sizes = {}
     for folder, subfolders, names in os.walk(root, onerror=_raise):
