@@ -70,6 +70,7 @@ def data_group() -> ConfigDict:
     # File or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64, wmt14_ende; of 'pairs' what
     # the names of the files begin with, up to '.train.en'; '' otherwise.
     group.path = ""
+    group.text_field = ""  # of 'text': the field of JSON lines that is a document; '' = files are plain text
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
     group.test_fraction = 0.05  # the same for the test split; enwik8 always has 90, 5 and 5 million bytes
@@ -116,8 +117,9 @@ def training_group() -> ConfigDict:
     # Who gets the records beside metrics.jsonl: 'tensorboard', 'wandb', 'mlflow', or MODULE:NAME of what takes a
     # `reformer.training.writers.Opening` and returns a `Writer`.
     group.writers = ("tensorboard",)
-    # Workdir of a run, or folder of a Hugging Face model, whose parameters are taken where the shape is the same
-    # and the path, or in the stack the depth; 'DIR:PART' = those of a part, such as the discriminator; '' = all random.
+    # Workdir of a run, or folder of a Hugging Face model or its name on the hub, whose parameters are taken where the
+    # shape is the same and the path, or in the stack the depth; 'DIR:PART' = those of a part, such as the
+    # discriminator; '' = all random.
     group.init_from = ""
     # Regular expressions that match whole names of a parameter's path: what they match is not trained, such as
     # ('embeddings', 'stack').

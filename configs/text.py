@@ -10,6 +10,9 @@ Presets: `small` (the default; one GPU or a patient CPU; not measured yet) and `
 
 Files are read as bytes. Only the byte order mark of UTF-8 at the beginning of a file is left out; whatever ends the
 lines is a part of the text. Files in UTF-16 or UTF-32 with such a mark are refused.
+
+Of JSON lines, a file or a folder with .jsonl files, --config.data.text_field=text reads the field `text` of every line
+as a document.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -199,10 +200,29 @@ def assign_files(sizes: dict[str, int], valid_fraction: float, test_fraction: fl
 def _read_folder(root: Path, sizes: dict[str, int], valid_fraction: float, test_fraction: float) -> Splits:
     if not sizes:
         raise ValueError(f"data.path={str(root)!r} holds no files with content. Name another by --config.data.path.")
+    return deal(sizes, lambda names: _join(root, names), str(root), valid_fraction, test_fraction)
+
+
+def deal(
+    sizes: dict[str, int],
+    join: Callable[[list[str]], np.ndarray],
+    source: str,
+    valid_fraction: float,
+    test_fraction: float,
+) -> Splits:
+    """Deals documents to train, valid and test by `assign_files`; fewer than splits are joined and cut instead.
+
+    Args:
+        sizes: bytes by name.
+        join: gives the bytes of named documents; each is asked for once.
+        source: what holds them, for people.
+        valid_fraction: expected part of the documents for validation.
+        test_fraction: likewise for the test.
+    """
     if len(sizes) < 2 + (test_fraction > 0):
-        return split_contiguously(_join(root, sorted(sizes)), str(root), valid_fraction, test_fraction)
+        return split_contiguously(join(sorted(sizes)), source, valid_fraction, test_fraction)
     names = assign_files(sizes, valid_fraction, test_fraction)
-    return _join(root, names["train"]), _join(root, names["valid"]), _join(root, names["test"])
+    return join(names["train"]), join(names["valid"]), join(names["test"])
 
 
 def _join(root: Path, names: list[str]) -> np.ndarray:

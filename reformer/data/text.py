@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from reformer import paths
-from reformer.data import baselines, documents
+from reformer.data import baselines, documents, json_lines
 from reformer.data.enwik8 import read_enwik8
 from reformer.data.repeats import far_repeats
 from reformer.data.source import Example, NextToken, Row, chosen_examples, pad
@@ -116,8 +116,9 @@ def load(config: Any, length: int | None = None) -> TextData:
 
     Args:
         config: has `name` ('stdlib', 'enwik8' or 'text'), `path` (a file or folder; '' where none is needed),
-            `cache_dir` ('' = ~/.cache/reformer), `repeat_distance`, and `valid_fraction` and `test_fraction`, the part
-            of the files (of the bytes, where it is a single file) that is held out; enwik8 has its own split.
+            `cache_dir` ('' = ~/.cache/reformer), `repeat_distance`, `text_field` (of JSON lines; '' = plain
+            text), and `valid_fraction` and `test_fraction`, the part of the files (of the bytes, where it is a single
+            file of plain text; of JSON lines, of their texts) that is held out; enwik8 has its own split.
         length: of no importance here.
 
     Returns:
@@ -132,6 +133,8 @@ def load(config: Any, length: int | None = None) -> TextData:
     if config.name == "enwik8":
         cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
         source, splits = read_enwik8(path, cache_dir)
+    elif config.name == "text" and config.text_field:
+        source, splits = json_lines.read(path, config.text_field, *fractions)
     elif config.name == "text":
         source, splits = documents.read_path(path, *fractions)
     elif path:

@@ -15,8 +15,10 @@ from flax import traverse_util
 
 from reformer import paths
 from reformer.config import DTYPES, ReformerConfig
+from reformer.interop import hub
 from reformer.interop.huggingface_config import (
     CONFIG_FILE,
+    WEIGHTS_FILE,
     config_from_fields,
     declared_architecture,
     fields_from_config,
@@ -35,7 +37,6 @@ from reformer.interop.huggingface_tensors import HEAD_BIAS, HEAD_BIAS_ALIAS, Ten
 from reformer.model import ReformerLM
 from reformer.trunk import Trunk
 
-_WEIGHTS_FILE = "model.safetensors"
 # Old releases stored the constants of their masks.
 _CONSTANTS = ("mask_value_float16", "mask_value_float32")
 
@@ -67,7 +68,8 @@ def load_model(directory: str | os.PathLike, dtype: str = "float32") -> tuple[Tr
     """Reads a Reformer with any head.
 
     Args:
-        directory: Holds `config.json` and `model.safetensors`.
+        directory: Holds `config.json` and `model.safetensors`. Where there is no such folder, a name on the Hugging
+            Face hub, such as 'google/reformer-enwik8', is downloaded by `huggingface_hub`.
         dtype: Compute and parameter type of the result, one of `reformer.config.DTYPES`. To compute
             in float64, JAX needs `jax_enable_x64`.
 
@@ -76,13 +78,14 @@ def load_model(directory: str | os.PathLike, dtype: str = "float32") -> tuple[Tr
         `ReformerEncoder`, and its `{'params': ...}` with NumPy arrays.
 
     Raises:
-        FileNotFoundError: if a file is missing.
+        FileNotFoundError: if a file is missing, or cannot be downloaded.
+        MissingPackageError: if it is a name on the hub and `huggingface_hub` is not installed.
         ValueError: if it is not a Reformer, or has a head, options or tensors that do not fit.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-    directory = paths.local(directory)
-    fields, path = read_fields(directory), directory / _WEIGHTS_FILE
+    directory = hub.folder(directory, has_weights=True)
+    fields, path = read_fields(directory), directory / WEIGHTS_FILE
     with named(directory / CONFIG_FILE):
         config, declared = config_from_fields(fields, dtype), declared_architecture(fields)
     stored = _read_tensors(path)
@@ -99,11 +102,14 @@ def load_model(directory: str | os.PathLike, dtype: str = "float32") -> tuple[Tr
 def load_labels(directory: str | os.PathLike) -> tuple[str, ...] | None:
     """Reads the names of a classifier's classes, in the order of its logits; None = `config.json` has none.
 
+    Args:
+        directory: As in `load_model`.
+
     Raises:
         FileNotFoundError: if `config.json` is missing.
         ValueError: if it is not that of a Reformer, or does not number its classes from 0.
     """
-    directory = paths.local(directory)
+    directory = hub.folder(directory, has_weights=False)
     fields = read_fields(directory)
     with named(directory / CONFIG_FILE):
         return labels_from_fields(fields)
@@ -140,16 +146,16 @@ def save_model(
     fields = fields_from_config(model.config, architecture) | label_fields(model, labels)
     tensors = _stored_tensors(model, variables)
     directory = paths.local(directory)
-    existing = [path for path in (directory / CONFIG_FILE, directory / _WEIGHTS_FILE) if path.exists()]
+    existing = [path for path in (directory / CONFIG_FILE, directory / WEIGHTS_FILE) if path.exists()]
     if existing or directory.is_file():
         raise FileExistsError(
             f"{(existing or [directory])[0]} exists and is not overwritten. Choose another directory."
         )
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as staging:
-        Path(staging, _WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+        Path(staging, WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
         Path(staging, CONFIG_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-        for name in (_WEIGHTS_FILE, CONFIG_FILE):  # without config.json it is no checkpoint yet
+        for name in (WEIGHTS_FILE, CONFIG_FILE):  # without config.json it is no checkpoint yet
             Path(staging, name).rename(directory / name)
 
 

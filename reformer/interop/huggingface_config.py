@@ -9,7 +9,7 @@ from typing import Any
 
 from reformer.config import ReformerConfig
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 CAUSAL_MODEL, BIDIRECTIONAL_MODEL = "ReformerModelWithLMHead", "ReformerForMaskedLM"
 CLASSIFIER, QUESTION_ANSWERER = "ReformerForSequenceClassification", "ReformerForQuestionAnswering"
 BARE_MODEL = "ReformerModel"

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from reformer import extras, paths
+from reformer.interop import hub
 from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, named, read_fields
 
 PIECES_FILE = "spiece.model"
@@ -113,13 +114,13 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     """Reads the tokenizer of a Hugging Face Reformer: its `spiece.model`, or bytes if the model has 258 ids.
 
     Args:
-        directory: That of the model, with its `config.json`.
+        directory: That of the model, with its `config.json`, or its name on the Hugging Face hub.
 
     Raises:
         FileNotFoundError: if there is no tokenizer, or no `config.json`.
         ValueError: if the tokenizer has ids that the model lacks, or a file is not what it should be.
     """
-    directory = paths.local(directory)
+    directory = hub.folder(directory, has_weights=False)
     fields = read_fields(directory)
     with named(directory / CONFIG_FILE):
         vocab_size = config_from_fields(fields, "float32").vocab_size

@@ -40,7 +40,7 @@ FIELD_RULES = (
     (
         "text in quotes",
         lambda value: isinstance(value, str),
-        ["data.source_language", "data.target_language", "task.share"],
+        ["data.text_field", "data.source_language", "data.target_language", "task.share"],
     ),
     (
         f"text in quotes, and {paths.RULE.removesuffix('.')}",

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from reformer import paths
+from reformer import extras, paths
 from reformer.config import ReformerConfig
 from reformer.data import pairs
 from reformer.data.source import Source, assets
+from reformer.interop import hub
 from reformer.training import agreement, checkpoint, settings
 from reformer.training.depths import Piece, Shape, by_depth
 from reformer.training.state import TrainState
@@ -115,7 +116,7 @@ def find(config: ConfigDict, data: Source) -> Origin | None:
         return None
     has_part = ":" in wanted and not paths.local(wanted).exists()
     directory, _, part = wanted.rpartition(":") if has_part else (wanted, "", "")
-    found = _find(paths.local(directory))
+    found = _find(directory)
     found = found.part(part) if part else found
     shapes = checkpoint.param_shapes(settings.make_model(config))
     there, here = ({"model": _resolved(model)} for model in (found.config, settings.model_config(config)))
@@ -129,15 +130,20 @@ def find(config: ConfigDict, data: Source) -> Origin | None:
     return Origin(found.name, _match(found.shapes, shapes), changes, found.read)
 
 
-def _find(directory: Path) -> _Found:
+def _find(name: str) -> _Found:
+    try:
+        directory = hub.folder(name, has_weights=True)
+    except (FileNotFoundError, extras.MissingPackageError) as error:
+        raise ValueError(f"config.training.init_from: {error}") from error
     if (directory / checkpoint.NAME).is_dir():
         return _find_run(directory)
     file = directory / "config.json"
     if file.is_file() and '"model_type"' in file.read_text(errors="replace"):
-        return _find_huggingface(directory)
+        return _find_huggingface(directory, name)
     raise ValueError(
-        f"config.training.init_from={str(directory)!r} is neither the workdir of a run with checkpoints nor the folder "
-        "of a Hugging Face model, with config.json and model.safetensors. Name one of these, or DIR:PART for a part."
+        f"config.training.init_from={name!r} is neither the workdir of a run with checkpoints nor the folder "
+        "of a Hugging Face model, with config.json and model.safetensors. Name one of these, a model on the Hugging "
+        "Face hub as OWNER/MODEL, or DIR:PART for a part."
     )
 
 
@@ -154,7 +160,7 @@ def _find_run(workdir: Path) -> _Found:
     return _Found(name, settings.model_config(stored), vocabulary, shapes, read)
 
 
-def _find_huggingface(directory: Path) -> _Found:
+def _find_huggingface(directory: Path, name: str) -> _Found:
     from reformer.interop import huggingface, tokenizers
 
     try:
@@ -164,7 +170,7 @@ def _find_huggingface(directory: Path) -> _Found:
     leaves = _by_path(variables["params"])
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     vocabulary = _read_bytes(directory / tokenizers.PIECES_FILE)
-    return _Found(str(directory), model.config, vocabulary, shapes, lambda mesh: leaves)
+    return _Found(name, model.config, vocabulary, shapes, lambda mesh: leaves)
 
 
 def _read_bytes(file: Path) -> bytes | None:

@@ -18,6 +18,7 @@ def _config(**changes):
         "valid_fraction": 0.1,
         "test_fraction": 0.05,
         "repeat_distance": 128,
+        "text_field": "",
     }
     return SimpleNamespace(**(defaults | changes))
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import sys
+import types
 
 import jax
 import numpy as np
@@ -125,6 +127,24 @@ def test_a_hugging_face_checkpoint_is_a_place_to_begin(make_classifier, tmp_path
     assert origin.describe() == f"begins with embeddings, norm, stack of {tmp_path / 'theirs'}; new: head, head_hidden"
     found = origin.read(None)
     np.testing.assert_array_equal(found["embeddings/token"], params["params"]["embeddings"]["token"])
+
+
+@pytest.mark.slow
+def test_a_name_on_the_hub_is_a_place_to_begin(make_classifier, tmp_path, monkeypatch):
+    config = make_classifier("someone/theirs")
+    config.model.semantics = "huggingface"
+    model = settings.model_config(config)
+    shapes = jax.eval_shape(lambda: ReformerLM(model).init(jax.random.key(3), method="create"))
+    huggingface.save(tmp_path / "cache", model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = lambda name, allow_patterns: str(tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert find(config).describe() == "begins with embeddings, norm, stack of someone/theirs; new: head, head_hidden"
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(
+        ValueError, match=r"init_from: 'someone/theirs' is no folder here, .* hf download someone/theirs"
+    ):
+        find(config)
 
 
 def test_ids_that_mean_something_else_are_refused(make_classifier, tmp_path):
