@@ -264,10 +264,7 @@ def _problems_of_data(config: ConfigDict) -> Iterator[str]:
     if data.name == "text" and not data.path:
         yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
     if data.text_field and data.name != "text":
-        yield (
-            f"config.data.text_field={data.text_field!r} is not read by config.data.name={data.name!r}. Leave it out, "
-            "or use configs/text.py."
-        )
+        yield f"config.data.text_field={data.text_field!r} is not read by config.data.name={data.name!r}. Leave it out."
     if data.valid_fraction + data.test_fraction >= 1:
         yield (
             f"config.data.valid_fraction={data.valid_fraction} and config.data.test_fraction={data.test_fraction} "
