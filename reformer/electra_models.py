@@ -103,8 +103,8 @@ class Discriminator(TokenModel):
         replaced = weights * targets
         others = weights - replaced
         logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
-        _, found, num_replaced = chunked_scores(logits, chunk_length, params, streams, targets, replaced)
-        _, left_alone, num_others = chunked_scores(logits, chunk_length, params, streams, targets, others)
+        counted = chunked_scores(logits, chunk_length, params, streams, targets, (replaced, others))
+        (_, found, num_replaced), (_, left_alone, num_others) = counted
         return {
             "unreplaced_share": (num_others, num_replaced + num_others),
             "detection_recall": (found, num_replaced),

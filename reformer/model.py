@@ -168,14 +168,15 @@ class TokenModel(Trunk):
         self.check(tokens, targets, weights, mask)
         streams, seen = self.run_and_look(tokens, mask, rotations, look, encoded)
         weights = _weights(weights, mask, streams)
-        score = partial(
-            chunked_scores, self._chunk_logits(), self.config.loss_chunk_length, self._head_params(), streams, targets
+        logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
+        counted = (weights,) if repeats is None else (weights, weights * repeats)
+        (nats, right, weight), *marked = chunked_scores(
+            logits, chunk_length, self._head_params(), streams, targets, counted
         )
         others = self.measure(streams, targets, weights)
-        if repeats is not None:
-            nats, _, weight = score(weights * repeats)
-            others |= {"repeats": (nats / math.log(2), weight)}
-        return Evaluated(*score(weights), others=others, seen=seen)
+        for of_repeats, _, num_repeats in marked:
+            others["repeats"] = (of_repeats / math.log(2), num_repeats)
+        return Evaluated(nats, right, weight, others, seen)
 
     def measure(
         self, streams: Streams, targets: Int[Array, "batch length"], weights: Float[Array, "batch length"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,9 +100,7 @@ def chunked_cross_entropy(
     return _sum_chunks(loss, chunk_length, (fixed, params), inputs, targets, weights)[0]
 
 
-def chunked_scores(
-    logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+def chunked_scores(logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights) -> tuple[Any, ...]:
     """What `chunked_cross_entropy` sums, and how often the target has the largest logit; not to be differentiated.
 
     Args:
@@ -114,14 +113,19 @@ def chunked_scores(
 
     Returns:
       Sums over all targets, in at least float32: weight * nats, weight where the target has the largest logit, weight.
+      For a tuple of weights, of which each is summed by itself, a tuple of these; the logits are computed once.
     """
 
     def score(params, chunk):
         inputs, row, targets, weights = chunk
         logits = logits_fn(params, inputs, row, None)
         nats, is_first = cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
-        weights = weigh(targets, weights, logits.shape[-1], nats.dtype)
-        return (jnp.sum(nats * weights), weight_of(is_first, weights), jnp.sum(weights)), ()
+
+        def sums(weights):
+            weights = weigh(targets, weights, logits.shape[-1], nats.dtype)
+            return jnp.sum(nats * weights), weight_of(is_first, weights), jnp.sum(weights)
+
+        return (tuple(map(sums, weights)) if isinstance(weights, tuple) else sums(weights)), ()
 
     return _sum_chunks(score, chunk_length, params, inputs, targets, weights)[0]
 
