@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import duplication
-from reformer import paths
+from reformer.host import paths
 from reformer.training import loop, metrics
 
 WANTED = 0.99  # of the symbols

@@ -19,8 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record, train_step
-from reformer import ReformerConfig, ReformerLM, decoding, paths
+from reformer import ReformerConfig, ReformerLM, decoding
 from reformer.commands import evaluate
+from reformer.host import paths
 from reformer.layers.attention import fix_num_buckets
 from reformer.training import batches, checkpoint
 

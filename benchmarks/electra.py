@@ -20,9 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import classify, electra, masked
-from reformer import paths
+from reformer.commands import command_line
+from reformer.host import paths
 from reformer.tasks import registry
-from reformer.training import command_line, evaluation, loop, settings
+from reformer.training import evaluation, loop, settings
 
 EXPERIMENTS = {"masked": masked, "electra": electra, "classify": classify}
 ORIGINS = {"scratch": None, "masked": "", "electra": ":discriminator"}  # and the part that a classifier begins with

@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import base
-from reformer import paths
-from reformer.training import command_line, evaluation, loop, metrics, settings
+from reformer.commands import command_line
+from reformer.host import paths
+from reformer.training import evaluation, loop, metrics, settings
 
 ROUNDS = (1, 2, 4, 8, 16)
 _TRIAL_STEPS = 20  # that tell how long a step takes

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
-from reformer import paths
 from reformer.commands import evaluate
+from reformer.host import paths
 from reformer.training import evaluation, settings
 
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
-from reformer import paths
+from reformer.host import paths
 from reformer.inspection import pictures
 
 STYLES = {  # the same colour for the same thing in all pictures

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import duplication
-from reformer import paths
+from reformer.host import paths
 from reformer.training import checkpoint, evaluation, loop
 
 PAPER = {

@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from reformer import ReformerConfig, ReformerLM, compiler_options
-from reformer.flops import flops_per_token
+from reformer.models.flops import flops_per_token
 from reformer.training import memory
 
 CHUNK_LENGTH = 4096  # tokens of the feed-forward, the projections and the loss at once: they stay in cache

@@ -17,8 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import translate
-from reformer import paths, translation
-from reformer.training import command_line, loop, memory, metrics, settings
+from reformer.commands import command_line, translation
+from reformer.host import paths
+from reformer.training import loop, memory, metrics, settings
 
 
 def measure(preset: str, seed: int, beam_size: int, overrides: Sequence[str], workdir: Path) -> dict:

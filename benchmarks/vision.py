@@ -22,8 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record
 from configs import vit
-from reformer import paths
-from reformer.training import batches, command_line, loop, memory, metrics, programs, settings
+from reformer.commands import command_line
+from reformer.host import paths
+from reformer.training import batches, loop, memory, metrics, programs, settings
 
 PRESETS = [f"patch{size}{kind}" for size in (8, 4, 2) for kind in ("_full", "")]
 TINY = ["tiny_full", "tiny"]

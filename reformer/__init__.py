@@ -5,12 +5,13 @@ Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", ar
 
 from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
-from reformer.encoder_decoder import ReformerEncoderDecoder
-from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier, TokenClassifier
 from reformer.layers.attention import num_buckets
-from reformer.model import ReformerLM
+from reformer.models.electra import ReformerElectra
+from reformer.models.encoder_decoder import ReformerEncoderDecoder
+from reformer.models.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier, TokenClassifier
+from reformer.models.language import ReformerLM
+from reformer.models.vision import ReformerViT
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
-from reformer.vision import ReformerViT
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ def load(workdir):
 __all__ = [
     "QuestionAnswerer",
     "ReformerConfig",
+    "ReformerElectra",
     "ReformerEncoder",
     "ReformerEncoderDecoder",
     "ReformerLM",

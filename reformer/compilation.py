@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from reformer import paths
+from reformer.host import paths
 
 CACHE_DIR = "~/.cache/reformer/compiled"
 _CACHE_BYTES = 2**31  # beyond it what was not used for the longest time goes

@@ -13,9 +13,9 @@ import safetensors.flax
 from flax import traverse_util
 from jax import export
 
-from reformer import extras, paths
 from reformer.config import ReformerConfig
-from reformer.model import ReformerLM
+from reformer.host import extras, paths
+from reformer.models.language import ReformerLM
 
 _CONFIG = "reformer_config"  # in the metadata of the file
 

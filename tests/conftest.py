@@ -28,25 +28,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = [
     "reformer." + part
     for part in (
-        "beam",
+        "commands",
         "data",
         "decoding",
-        "electra",
-        "encoder_decoder",
-        "electra_models",
-        "generation",
-        "heads",
         "inspection",
         "interop",
         "layers",
-        "model",
+        "models",
         "ops",
-        "painting",
         "tasks",
         "training",
-        "translation",
-        "trunk",
-        "vision",
     )
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")

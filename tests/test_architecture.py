@@ -13,40 +13,28 @@ PACKAGE = ROOT / "reformer"
 FILES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.glob("configs/*.py")])  # the second is a link
 MAINS = sorted(path for path in ROOT.glob("*.py"))
 
-# What a part of the package may import from the package, besides itself.
-LEAVES = {"compilation", "config", "extras", "flops", "paths", "sharding"}
+# What a room of the package may import from the package, besides itself.
+LEAVES = {"compilation", "config", "host", "sharding"}
+MODELS = LEAVES | {"ops", "layers", "models"}
 ALLOWED = {
-    "compilation": {"paths"},
     "config": set(),
-    "configs": {"config"},
-    "export": LEAVES | {"model"},
-    "extras": set(),
-    "flops": {"config"},
-    "paths": set(),
     "sharding": set(),
+    "host": set(),
+    "compilation": {"host"},
+    "configs": {"config"},
     "ops": {"sharding"},
     "layers": LEAVES | {"ops"},
-    "trunk": LEAVES | {"ops", "layers"},
-    "model": LEAVES | {"ops", "layers", "trunk"},
-    "electra_models": LEAVES | {"ops", "layers", "trunk", "model"},
-    "electra": LEAVES | {"ops", "layers", "trunk", "model", "electra_models"},
-    "heads": LEAVES | {"ops", "layers", "trunk", "model"},
-    "encoder_decoder": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
-    "decoding": LEAVES | {"ops", "layers", "trunk", "model"},
-    "beam": LEAVES | {"ops", "layers", "encoder_decoder", "decoding"},
+    "models": LEAVES | {"ops", "layers"},
+    "export": MODELS,
+    "interop": MODELS,
+    "decoding": MODELS,
     "data": LEAVES,
-    "vision": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
-    "tasks": LEAVES | {"model", "electra", "electra_models", "heads", "encoder_decoder", "vision", "data"},
-    "training": LEAVES
-    | {"ops", "layers", "trunk", "model", "heads", "encoder_decoder", "data", "tasks", "interop"}
-    | {"configs"},
-    "interop": LEAVES | {"ops", "layers", "trunk", "model", "heads"},
-    "generation": LEAVES | {"layers", "decoding", "data", "training"},
-    "translation": LEAVES | {"beam", "encoder_decoder", "layers", "data", "tasks", "training"},
-    "painting": {"data", "generation"},
-    "inspection": LEAVES | {"ops", "layers", "model", "data", "training"},
+    "tasks": MODELS | {"data"},
+    "training": MODELS | {"configs", "data", "interop", "tasks"},
+    "inspection": MODELS | {"data", "training"},
 }
-ALLOWED["commands"] = set(ALLOWED)
+ALLOWED["commands"] = set(ALLOWED) - {"inspection"}
+ALLOWED["inspection"] |= {"commands"}
 ALLOWED["__init__"] = set(ALLOWED)
 FORBIDDEN_IN_OPS = {"flax", "optax", "orbax", "grain", "absl", "ml_collections", "logging", "os", "pathlib"}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import attention, electra, memory, peer_gradients, peers, plots, record, train_step, vision
-from tests.models import TINY
+from tests.small_models import TINY
 
 
 @pytest.mark.parametrize("length", [1, 2, 100, 4096, 5000, 524_288])

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from reformer import compilation
-from reformer.training import command_line
+from reformer.commands import command_line
 
 FIELDS = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs")
 

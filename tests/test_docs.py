@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from reformer.training import command_line
+from reformer.commands import command_line
 from tests.training.runs import save_untrained
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -13,8 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import reformer
-from reformer import extras
-from reformer.training import command_line, writers
+from reformer.commands import command_line
+from reformer.host import extras
+from reformer.training import writers
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

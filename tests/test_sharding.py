@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reformer import ReformerLM, sharding
-from tests import models
+from tests import small_models as models
 
 # float64: a rounding difference in float32 could flip a bucket.
 CONFIG = dataclasses.replace(

@@ -2,9 +2,10 @@
 
 import json
 
-from reformer import paths
+from reformer.commands import command_line
 from reformer.configs import base
-from reformer.training import command_line, distributed, evaluation, settings
+from reformer.host import paths
+from reformer.training import distributed, evaluation, settings
 
 
 def parse(arguments: list[str]) -> evaluation.Evaluation:

@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from reformer import generation, painting, paths
+from reformer.commands import command_line, generation, painting
 from reformer.configs import base
 from reformer.data import load
-from reformer.decoding import Sampling
-from reformer.training import command_line, settings
+from reformer.decoding.sampling import Sampling
+from reformer.host import paths
+from reformer.training import settings
 
 _LARGEST_SCALE = 64
 

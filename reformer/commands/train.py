@@ -5,21 +5,12 @@ from pathlib import Path
 
 import jax
 
-from reformer import configs, decoding, paths
+from reformer import configs, decoding
+from reformer.commands import command_line
 from reformer.data import load, source, text
+from reformer.host import paths
 from reformer.layers.attention import fix_num_buckets
-from reformer.training import (
-    checkpoint,
-    command_line,
-    damage,
-    distributed,
-    loop,
-    memory,
-    report,
-    settings,
-    stopping,
-    summary,
-)
+from reformer.training import checkpoint, damage, distributed, loop, memory, report, settings, stopping, summary
 
 DEFAULT_CONFIG = Path(configs.__file__).parent / "stdlib.py"
 

@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from reformer import paths, translation
+from reformer.commands import command_line, translation
 from reformer.configs import base
 from reformer.data import pair_files
-from reformer.training import command_line, settings
+from reformer.host import paths
+from reformer.training import settings
 
 
 def parse(arguments: list[str]) -> tuple[translation.Translation, str | None, Path | None]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reformer import paths
 from reformer.data import folders
+from reformer.host import paths
 
 SEPARATOR = b"\x00"  # between documents; source code and prose do not contain it
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]

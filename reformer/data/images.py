@@ -13,10 +13,10 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from reformer import paths
 from reformer.data import baselines, documents, image_files
 from reformer.data.imagenet64 import read_imagenet64
 from reformer.data.source import Example, NextToken, chosen_examples
+from reformer.host import paths
 
 BEGIN_ID, VOCAB_SIZE = 256, 257
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reformer import paths
 from reformer.data import documents, folders
+from reformer.host import paths
 
 SUFFIX = ".jsonl"
 

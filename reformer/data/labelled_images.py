@@ -12,9 +12,9 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from reformer import extras, paths
 from reformer.data import documents, image_files, images
 from reformer.data.source import Row, chosen_examples, name_labels
+from reformer.host import extras, paths
 
 DIGITS_SIDE, DIGITS_LARGEST = 8, 16  # pixels, and the value of a white one
 

@@ -5,8 +5,8 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from reformer import paths
 from reformer.data import documents
+from reformer.host import paths
 
 _VALID_NAMES = ("valid", "val", "validation", "dev")
 _RULE = (

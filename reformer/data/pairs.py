@@ -14,12 +14,12 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from reformer import paths
 from reformer.data import pair_files, subwords
 from reformer.data.pair_files import Corpus, Texts
 from reformer.data.source import Example, Row, chosen_examples, next_token_row, pad
 from reformer.data.subwords import BEGIN_ID, PADDING_ID, Subwords
 from reformer.data.wmt14_ende import read_wmt14_ende
+from reformer.host import paths
 
 ASSET = "subwords.model"  # what a workdir calls the vocabulary
 _LINES_AT_ONCE = 100_000  # that are encoded

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
-from reformer import extras, paths
+from reformer.host import extras, paths
 
 PADDING_ID, BEGIN_ID, END_ID, UNKNOWN_ID, SEPARATOR_ID = range(5)
 NUM_RESERVED = 5

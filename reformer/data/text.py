@@ -15,11 +15,11 @@ import grain
 import numpy as np
 from jaxtyping import Int, Int32
 
-from reformer import paths
 from reformer.data import baselines, documents, json_lines
 from reformer.data.enwik8 import read_enwik8
 from reformer.data.repeats import far_repeats
 from reformer.data.source import Example, NextToken, Row, chosen_examples, pad
+from reformer.host import paths
 
 PADDING_ID, BEGIN_ID, MASK_ID, VOCAB_SIZE = 256, 257, 258, 259
 

@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-from reformer import paths
+from reformer.commands import command_line
 from reformer.config import ReformerConfig
 from reformer.data import documents, load, source, text
+from reformer.host import paths
 from reformer.inspection import measure, pictures, story
 from reformer.layers.attention import fix_num_buckets
-from reformer.training import checkpoint, command_line, settings
+from reformer.training import checkpoint, settings
 
 _SYMBOLS = {ord("\n"): "↵", ord(" "): "␣", ord("\t"): "⇥", text.BEGIN_ID: "▸"}
 

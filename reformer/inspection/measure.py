@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from reformer.config import ReformerConfig
 from reformer.inspection import attention
 from reformer.layers.attention import num_buckets, plan_attention
-from reformer.model import ReformerLM
+from reformer.models.language import ReformerLM
 from reformer.ops import hashing
 from reformer.ops.attention import sort_by_hash
 from reformer.ops.plan import Arrays, Context, Order, Plan

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from reformer import extras, paths
+from reformer.host import extras, paths
 from reformer.interop.huggingface_config import WEIGHTS_FILE
 
 # Owner and model. What begins with a dot, a slash or ~ can only be a path.

@@ -13,8 +13,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from reformer import paths
 from reformer.config import DTYPES, ReformerConfig
+from reformer.host import paths
 from reformer.interop import hub
 from reformer.interop.huggingface_config import (
     CONFIG_FILE,
@@ -34,8 +34,8 @@ from reformer.interop.huggingface_heads import (
     make_model,
 )
 from reformer.interop.huggingface_tensors import HEAD_BIAS, HEAD_BIAS_ALIAS, Tensor, layout_of
-from reformer.model import ReformerLM
-from reformer.trunk import Trunk
+from reformer.models.language import ReformerLM
+from reformer.models.trunk import Trunk
 
 # Old releases stored the constants of their masks.
 _CONSTANTS = ("mask_value_float16", "mask_value_float32")

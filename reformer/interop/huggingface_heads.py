@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from reformer.config import ReformerConfig
-from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier
 from reformer.interop.huggingface_config import (
     BARE_MODEL,
     BIDIRECTIONAL_MODEL,
@@ -19,8 +18,9 @@ from reformer.interop.huggingface_config import (
     labels_from_fields,
     language_model,
 )
-from reformer.model import ReformerLM
-from reformer.trunk import Trunk
+from reformer.models.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier
+from reformer.models.language import ReformerLM
+from reformer.models.trunk import Trunk
 
 _ARCHITECTURES = {SequenceClassifier: CLASSIFIER, QuestionAnswerer: QUESTION_ANSWERER, ReformerEncoder: BARE_MODEL}
 _LABEL_WEIGHTS = "classifier.out_proj.weight"  # its rows are the classes

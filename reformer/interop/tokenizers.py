@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from reformer import extras, paths
+from reformer.host import extras, paths
 from reformer.interop import hub
 from reformer.interop.huggingface_config import CONFIG_FILE, config_from_fields, named, read_fields
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 
-from reformer import flops
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.source import Source
-from reformer.heads import SequenceClassifier
+from reformer.models import flops
+from reformer.models.heads import SequenceClassifier
 from reformer.tasks.language import problems_of_data, problems_of_direction
 from reformer.tasks.registry import Group
 

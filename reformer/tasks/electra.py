@@ -5,11 +5,12 @@ from typing import Any
 
 import flax.linen as nn
 
-from reformer import electra, electra_models, flops
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.masking import Masked
 from reformer.data.source import Source
+from reformer.models import electra, flops
+from reformer.models import electra_parts as electra_models
 from reformer.tasks.language import problems_of_data
 from reformer.tasks.registry import Group
 

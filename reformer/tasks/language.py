@@ -8,7 +8,7 @@ import flax.linen as nn
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.source import Source
-from reformer.model import ReformerLM
+from reformer.models.language import ReformerLM
 from reformer.tasks.registry import Group
 
 KINDS = ("text", "images", "duplication", "recall")

@@ -9,7 +9,7 @@ from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.masking import Masked
 from reformer.data.source import Source
-from reformer.model import ReformerLM
+from reformer.models.language import ReformerLM
 from reformer.tasks.language import problems_of_data, problems_of_direction
 from reformer.tasks.registry import Group
 

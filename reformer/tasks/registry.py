@@ -7,13 +7,13 @@ A task is a module of this package with three functions:
 - `make_model(task, model)` returns a Linen module from the `task` group and a `ReformerConfig`, with the methods
   - `create()`, which visits every parameter,
   - `loss(**batch, deterministic)`, which returns the sums of weighted nats and of weights,
-  - `score(**batch, look)`, which returns a `reformer.model.Evaluated`; `look` is an observer of attention or None.
+  - `score(**batch, look)`, which returns a `models.language.Evaluated`; `look` observes attention, or is None.
 - `load_data(config, length)` reads a `reformer.data.source.Source`, whose rows are named as the arguments of `loss`.
 
 and, where the model is more than one stack with a head for every id, with two more:
 
 - `companions(task, model)` returns the configs of smaller models in it by name: they have to fit the mesh too.
-- `flops_per_token(task, model, length)` is of the whole model what `reformer.flops` counts of a stack and its head.
+- `flops_per_token(task, model, length)` counts the whole model, as `reformer.models.flops` a stack and its head.
 
 `LOWEST_LOSS_IS_BEST = False` says that the best checkpoint is the latest, not the one of the lowest loss.
 """
@@ -26,9 +26,9 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from reformer import flops
 from reformer.config import ReformerConfig
 from reformer.data.source import Source
+from reformer.models import flops
 
 Group: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 from reformer.config import ReformerConfig
 from reformer.data import pairs
 from reformer.data.source import Source
-from reformer.encoder_decoder import ReformerEncoderDecoder
+from reformer.models.encoder_decoder import ReformerEncoderDecoder
 from reformer.tasks.language import problems_of_data, problems_of_direction
 from reformer.tasks.registry import Group
 

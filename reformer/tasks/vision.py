@@ -5,10 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 
-from reformer import vision
 from reformer.config import ReformerConfig
 from reformer.data import load
 from reformer.data.source import Source
+from reformer.models import vision
 from reformer.tasks.language import problems_of_data
 from reformer.tasks.registry import Group
 

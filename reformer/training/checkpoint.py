@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from reformer import paths, sharding
+from reformer import sharding
 from reformer.config import ReformerConfig
+from reformer.host import paths
 from reformer.training import agreement, damage, disk, distributed, faults, manifest, memory, settings
 from reformer.training.state import TrainState, abstract, init_params
 

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
-from reformer import paths
 from reformer.config import is_integer, is_number
 from reformer.data import load
+from reformer.host import paths
+from reformer.models.trunk import POOLINGS
 from reformer.ops.patches import ORDERS
 from reformer.tasks import registry
 from reformer.training import writers
-from reformer.trunk import POOLINGS
 
 
 def _is_one_of(names: Collection[str]) -> tuple[str, Callable[[Any], bool]]:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from reformer import extras, paths
 from reformer.config import ReformerConfig
 from reformer.data import pairs
 from reformer.data.source import Source, assets
+from reformer.host import extras, paths
 from reformer.interop import hub
 from reformer.training import agreement, checkpoint, settings
 from reformer.training.depths import Piece, Shape, by_depth

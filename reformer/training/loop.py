@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from reformer import paths, sharding
+from reformer import sharding
+from reformer.host import paths
 from reformer.tasks import registry
 from reformer.training import (
     batches,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orbax.checkpoint.path import atomicity
 
-from reformer import paths
+from reformer.host import paths
 from reformer.training import disk, faults
 
 NAME = "manifest.json"

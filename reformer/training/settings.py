@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from reformer import paths, sharding
+from reformer import sharding
 from reformer.config import ReformerConfig
+from reformer.host import paths
 from reformer.layers.attention import padded_length
 from reformer.tasks import registry
 from reformer.training import disk

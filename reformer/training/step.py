@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reformer.model import Evaluated
+from reformer.models.language import Evaluated
 from reformer.training import frozen, occupancy
 from reformer.training.state import TrainState, split_seed
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
-from reformer import extras
+from reformer.host import extras
 from reformer.training import disk
 
 Record = dict[str, Any]  # with the keys 'split', 'step' and 'time', seconds since 1970

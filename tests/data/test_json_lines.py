@@ -6,8 +6,9 @@ import json
 import pytest
 
 from configs import base
+from reformer.commands import command_line
 from reformer.data import documents, json_lines, text
-from reformer.training import command_line, settings
+from reformer.training import settings
 
 TEXTS = [f"document {i}\nof two lines, ä" for i in range(60)]
 

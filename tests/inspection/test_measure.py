@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from reformer.inspection import measure
-from tests import models, references
+from tests import references
+from tests import small_models as models
 
 CONFIG = dataclasses.replace(models.SMALL, num_layers=3, attention_pattern=("local", "lsh", "full"))
 

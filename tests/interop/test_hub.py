@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import FIXTURES, WEIGHTS, assert_identical, edit_fields
 
-from reformer import extras
+from reformer.host import extras
 from reformer.interop import hub, huggingface, tokenizers
 
 NAME = "google/reformer-enwik8"

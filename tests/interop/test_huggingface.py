@@ -10,8 +10,8 @@ import safetensors.numpy
 from checkpoints import CASES, CONFIG, FIXTURES, WEIGHTS, assert_identical, edit_fields, edit_tensors
 
 from reformer import ReformerLM
-from reformer.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier
 from reformer.interop.huggingface import load, load_labels, load_model, save, save_model
+from reformer.models.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier
 
 HEADS = {"classifier": SequenceClassifier, "question_answerer": QuestionAnswerer}
 HEADS |= {"bare": ReformerEncoder, "bare_causal": ReformerEncoder}

@@ -7,8 +7,8 @@ import pytest
 import safetensors.numpy
 from checkpoints import CONFIG, FIXTURES, WEIGHTS, edit_fields, edit_tensors
 
-from reformer.heads import ReformerEncoder, SequenceClassifier, TokenClassifier
 from reformer.interop.huggingface import load, load_model, save, save_model
+from reformer.models.heads import ReformerEncoder, SequenceClassifier, TokenClassifier
 
 QUERY = "reformer.encoder.layers.0.attention.self_attention.query.weight"
 

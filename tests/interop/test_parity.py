@@ -20,8 +20,8 @@ import pytest
 import safetensors.numpy
 
 from reformer import ReformerConfig, ReformerLM, num_buckets
-from reformer.heads import QuestionAnswerer
 from reformer.interop.huggingface import load_model, save_model
+from reformer.models.heads import QuestionAnswerer
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 CASES = sorted(FIXTURES.iterdir())

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.model import ReformerLM
+from reformer.models.language import ReformerLM
 from reformer.ops import attention
 from reformer.ops.plan import IMPLEMENTATIONS
 from tests import references

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer import flops
 from reformer.data import source
+from reformer.models import flops
 from reformer.tasks import electra, registry
 from reformer.training import evaluation, fine_tuning, loop, settings, step
-from tests.models import TINY
+from tests.small_models import TINY
 from tests.training import runs
 
 

@@ -12,7 +12,7 @@ import pytest
 from reformer import sharding
 from reformer.commands import evaluate as eval_program
 from reformer.data import source, text
-from reformer.model import ReformerLM
+from reformer.models.language import ReformerLM
 from reformer.training import evaluation, loop, settings
 from tests.training.runs import initial_params
 

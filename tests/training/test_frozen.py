@@ -17,11 +17,16 @@ from reformer.training import frozen, step
 from reformer.training.checkpoint import param_shapes
 from reformer.training.optimizer import make_optimizer
 from reformer.training.state import init_state
-from tests import models
+from tests import small_models as models
 
 MODEL = SequenceClassifier(
     dataclasses.replace(
-        models.SMALL, causal=False, attention_pattern=("local",), num_layers=1, max_length=16, mlp_chunk_length=None
+        models.SMALL,
+        causal=False,
+        attention_pattern=("local",),
+        num_layers=1,
+        max_length=16,
+        mlp_chunk_length=None,
     ),
     4,
 )

@@ -9,11 +9,11 @@ import pytest
 
 from reformer import sharding
 from reformer.layers.attention import num_buckets, plan_attention
-from reformer.model import ReformerLM
+from reformer.models.language import ReformerLM
 from reformer.ops.hashing import count_buckets
 from reformer.ops.plan import Arrays, Context, Order
 from reformer.training import occupancy, settings
-from tests import models
+from tests import small_models as models
 
 
 def test_tokens_are_counted_by_bucket_and_padding_is_not():

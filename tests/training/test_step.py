@@ -10,7 +10,7 @@ import pytest
 
 from reformer import sharding
 from reformer.data import text
-from reformer.model import ReformerLM
+from reformer.models.language import ReformerLM
 from reformer.training import batches, settings, step
 from reformer.training.programs import make_programs
 

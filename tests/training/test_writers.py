@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from reformer import extras
+from reformer.host import extras
 from reformer.training import loop, metrics, settings, workdir, writers
 
 RECORDS = [

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reformer import extras, paths
 from reformer.data.preparation import one_at_a_time
+from reformer.host import extras, paths
 
 URL = "http://mattmahoney.net/dc/enwik8.zip"
 SPLIT_BYTES = {"train": 90_000_000, "validation": 5_000_000, "test": 5_000_000}

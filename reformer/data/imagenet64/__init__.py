@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reformer import extras, paths
 from reformer.data.preparation import one_at_a_time
+from reformer.host import extras, paths
 
 # Bytes and sha256 of the tars that were published; there is a smaller set of 32x32 too.
 PUBLISHED = {

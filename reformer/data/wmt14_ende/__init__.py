@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reformer import extras, paths
 from reformer.data.pair_files import Corpus, Texts
 from reformer.data.preparation import one_at_a_time
+from reformer.host import extras, paths
 
 # For every split its archives and what the names of their two members have in common, '{}' where the language stands.
 MEMBERS = {

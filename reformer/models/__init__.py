@@ -1,0 +1,1 @@
+"""The models: a shared trunk, and what the family makes of it."""
