@@ -4,7 +4,7 @@ Command:  python train.py --config=configs/duplication.py:small --workdir=runs/d
           python benchmarks/table2.py                              the whole table
 Hardware: `small`: two busy cores of a shared AMD EPYC (JAX 0.10.2); `paper` is not measured yet
 Time:     4 to 14 min a model (1,000 steps; it copies after some 300)
-Result:   100.0 % of the symbols right with 4 hash rounds; the whole table is in the README
+Result:   100.0 % of the symbols right with 4 hash rounds; the whole table is in docs/results.md
 
 Presets: `paper` (the default: words of 511 symbols, 150,000 steps, for an accelerator), `small` (words of 63 symbols
 and chunks of 16, so that LSH really has to find its keys; minutes on a laptop CPU), `tiny` (words of 15 symbols).

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TESTED_ELSEWHERE = {"heads.md", "huggingface.md"}  # by test_heads_docs.py and test_huggingface_docs.py
 # The runs that examples read. Their parameters need not be trained: what counts is that they are those of the preset.
 RUNS = {
-    ("README.md", "runs/mine"): ["configs/text.py:tiny"],
+    ("library.md", "runs/mine"): ["configs/text.py:tiny"],
     ("electra.md", "runs/electra"): ["configs/electra.py", "configs/electra.py:tiny"],
 }
 
