@@ -12,11 +12,11 @@ from reformer.config import ReformerConfig
 from reformer.layers.attention import Fixed, SelfAttention, num_buckets, plan_attention, with_taps
 from reformer.ops import attention as ops
 from reformer.ops import planned
-from reformer.ops.dropout import fold, rows
-from reformer.ops.lengthwise import map_length
+from reformer.ops.dropout import fold, token_numbers
+from reformer.ops.lengthwise import chunked_vjp, map_length
 from reformer.ops.plan import Arrays, Context, Order, Plan
-from reformer.ops.reversible import Residual, chunked_vjp
-from reformer.ops.stored import store
+from reformer.ops.reversible import Residual
+from reformer.ops.stored import mark_costly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,28 +30,22 @@ class AttentionResidual:
     Attributes:
       config: the model's.
       kind: 'full', 'local' or 'lsh'.
+      observe: what the forward pass saves instead of the sort, made of the projections, the plan and the context of
+        the attention. The order of that context holds the buckets, even where attention itself has no use for them.
+        None = the sort is saved.
     """
 
     config: ReformerConfig
     kind: str
+    observe: Callable[[Arrays, Plan, Context], Any] | None = None
 
     def apply(self, params, x, onto, context, fixed: Fixed):
         """As `reversible.Residual` has it."""
         del context
         projected = self._project_all(params, x)
-        plan, attention_context = self._prepare(projected, fixed, None)
-        added = self._attend_and_combine(params, onto, projected, plan, attention_context, fixed)
-        return added, attention_context.order
-
-    def apply_and_observe(self, observe: Callable[[Arrays, Plan, Context], Any], params, x, onto, fixed: Fixed):
-        """`apply`, and what `observe` makes of the projections, the plan and the context of the attention.
-
-        The order of the context holds the buckets, even where attention itself has no use for them.
-        """
-        projected = self._project_all(params, x)
-        plan, seen = self._prepare(projected, fixed, None, keep_buckets=True)
+        plan, seen = self._prepare(projected, fixed, None, keep_buckets=self.observe is not None)
         added = self._attend_and_combine(params, onto, projected, plan, self._without_spare_buckets(seen), fixed)
-        return added, observe(projected, plan, seen)
+        return added, seen.order if self.observe is None else self.observe(projected, plan, seen)
 
     def undo(self, params, x, onto, context, fixed: Fixed, order: Order | None, cotangent, onto_cotangent):
         """As `reversible.Residual` has it."""
@@ -64,7 +58,7 @@ class AttentionResidual:
             lambda params, seed, attended, row: self._combine(params, attended, row, x.dtype, seed),
             params,
             fixed.seed,
-            (attended, cotangent, rows(x)),
+            (attended, cotangent, token_numbers(x)),
             chunk_length,
             in_axis=(2, 1, 1),
             out_axis=(1, 2),
@@ -96,7 +90,8 @@ class AttentionResidual:
         return self._layer.apply({"params": params}, attended, dtype, row, seed, method="combine")
 
     def _project_all(self, params, x) -> Arrays:
-        return with_taps(params, store(map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2)))
+        projected = map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2)
+        return with_taps(params, mark_costly(projected))
 
     def _without_spare_buckets(self, context: Context) -> Context:
         """Buckets in a context are the rule that tokens of different ones do not meet."""
@@ -111,7 +106,7 @@ class AttentionResidual:
         plan = plan_attention(self.config, self.kind, length, fixed.seed is not None)
         if order is None and self.kind == "lsh" and not plan.is_full:
             keep_buckets |= self.config.lsh_within_bucket
-            order = store(_sort(self.config, projected.query, fixed, keep_buckets))
+            order = mark_costly(_sort(self.config, projected.query, fixed, keep_buckets))
         seeds = None
         if plan.rule.dropout_rate:
             seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
@@ -121,7 +116,7 @@ class AttentionResidual:
         return map_length(
             lambda whole, pair: self._combine(whole[0], pair[0], pair[1], onto.dtype, whole[1]),
             (params, fixed.seed),
-            (_attend(plan, projected, context), rows(onto)),
+            (_attend(plan, projected, context), token_numbers(onto)),
             self.config.mlp_chunk_length,
             in_axis=(2, 1),
             onto=onto,
@@ -139,12 +134,12 @@ class AttentionResidual:
             return vjp(cotangent)[0]
 
         whole, chunk_length = (params, fixed.seed), self.config.mlp_chunk_length
-        return map_length(transpose, whole, (cotangent, rows(x)), chunk_length, out_axis=2)
+        return map_length(transpose, whole, (cotangent, token_numbers(x)), chunk_length, out_axis=2)
 
 
-def attention_residual(config: ReformerConfig, kind: str) -> Residual:
-    """The layer as the reversible stack takes it."""
-    of_layer = AttentionResidual(config, kind)
+def attention_residual(config: ReformerConfig, kind: str, observe: Callable | None = None) -> Residual:
+    """The layer as the reversible stack takes it; with `observe` for the forward pass only."""
+    of_layer = AttentionResidual(config, kind, observe)
     return Residual(of_layer.apply, of_layer.undo)
 
 

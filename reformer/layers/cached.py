@@ -1,5 +1,7 @@
 """The stack of layers for one new token per row, with the caches of its attention layers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +15,7 @@ from reformer.layers.feed_forward import FeedForward
 from reformer.ops import cache as ops
 from reformer.ops.bucket_table import TablePlan, table_plan
 from reformer.ops.cache import Cache, CachePlan
-from reformer.ops.reversible import next_streams
+from reformer.ops.reversible import run_functions
 
 
 class Source(NamedTuple):
@@ -110,35 +112,42 @@ def run_stack_once(
       Both streams, and the caches with the tokens in them.
     """
     pattern = config.attention_pattern
-    num_streams = config.num_streams
     plans = [plan_cache(config, kind, cache.key.shape[3]) for kind, cache in zip(pattern, caches, strict=True)]
 
-    def run_block(state, of_block):
-        (x1, x2), caches = state
-        block, params, rotations, keys_values = of_block
-        new_caches = []
+    def run_block(state, block):
+        streams, caches = state
+        number, params, rotations, keys_values = block
+        functions = []
         for i, kind in enumerate(pattern):
-            layer, variables = SelfAttention(config, kind, parent=None), {"params": params[f"layer_{i}"]["attention"]}
-            arrays = with_taps(variables["params"], layer.apply(variables, x2, method="project"))
-            attended, cache = ops.attend_next(plans[i], caches[i], block, arrays, position, rotations[i])
-            x1, x2 = next_streams(x2, x1 + layer.apply(variables, attended, x2.dtype, method="combine"), num_streams)
+            layer = params[f"layer_{i}"]
+            attend = partial(ops.attend_next, plans[i], caches[i], number, position=position, rotations=rotations[i])
+            functions.append(partial(_attend, config, kind, layer["attention"], attend))
             if source is not None:
-                read = _read(config, params[f"layer_{i}"]["cross_attention"], x2, keys_values[i], source.mask)
-                x1, x2 = next_streams(x2, x1 + read, num_streams)
-            feed_forward = FeedForward(config, parent=None)
-            added = x1 + feed_forward.apply({"params": params[f"layer_{i}"]["feed_forward"]}, x2)
-            x1, x2 = next_streams(x2, added, num_streams)
-            new_caches.append(cache)
-        return ((x1, x2), tuple(new_caches)), None
+                functions.append(partial(_read, config, layer["cross_attention"], keys_values[i], source.mask))
+            functions.append(partial(_feed_forward, config, layer["feed_forward"]))
+        streams, saved = run_functions(functions, streams, config.num_streams)
+        return (streams, saved[:: len(functions) // len(pattern)]), None  # the attention of every layer saves a cache
 
     keys_values = None if source is None else source.keys_values
     blocks = (jnp.arange(config.num_blocks), params, rotations, keys_values)
     return jax.lax.scan(run_block, ((x, x), caches), blocks)[0]
 
 
-def _read(config: ReformerConfig, params, x: Float[Array, "rows 1 embed"], keys_values: KeysValues, mask):
+def _attend(config: ReformerConfig, kind: str, params, attend: Callable, x, onto):
+    """Self-attention as a residual function that saves its cache; `attend` is `cache.attend_next` of arrays."""
+    layer, variables = SelfAttention(config, kind, parent=None), {"params": params}
+    projected: Any = layer.apply(variables, x, method="project")
+    attended, cache = attend(arrays=with_taps(params, projected))
+    return onto + layer.apply(variables, attended, x.dtype, method="combine"), cache
+
+
+def _read(config: ReformerConfig, params, keys_values: KeysValues, mask, x: Float[Array, "rows 1 embed"], onto):
     """Cross attention: the rows of a source are its queries, so that keys and values are not copied for each."""
     queries = x.reshape(len(keys_values.key), -1, x.shape[-1])
     layer = CrossAttention(config, parent=None)
     read: Any = layer.apply({"params": params}, queries, keys_values, mask, method="attend")
-    return read.reshape(x.shape)
+    return onto + read.reshape(x.shape), ()
+
+
+def _feed_forward(config: ReformerConfig, params, x, onto):
+    return onto + FeedForward(config, parent=None).apply({"params": params}, x), ()

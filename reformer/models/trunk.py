@@ -1,7 +1,7 @@
 """What every model of the family has below its head: embeddings, the stack of layers, and a norm over both streams."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,15 +15,14 @@ from reformer.layers.attention import Fixed, falls_back_to_full, num_buckets, pa
 from reformer.layers.embeddings import Embeddings
 from reformer.layers.linear import LayerNorm
 from reformer.ops import hashing
-from reformer.ops.dropout import draw_seed, dropout, fold, rows
+from reformer.ops.dropout import draw_seed, dropout, fold, token_numbers
 from reformer.ops.ids import check_ids, spoil_missing
 from reformer.ops.lengthwise import map_length
+from reformer.ops.reversible import Streams
 from reformer.sharding import check_is_set, constrain, splits_length
 
 Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
 POOLINGS = ("first", "mean")  # what stands for a whole sequence
-
-Streams = tuple[Float[Array, "batch length embed"], Float[Array, "batch length embed"]]
 
 
 class Encoded(NamedTuple):
@@ -76,7 +75,6 @@ class Trunk(nn.Module):
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         deterministic: bool = True,
-        run_stack: Callable = stack.run_stack,
         encoded: Encoded | None = None,
     ) -> tuple[Streams, UInt[Array, ""] | None]:
         """Embeds and runs the stack.
@@ -87,7 +85,6 @@ class Trunk(nn.Module):
           mask: True = real token; None = all are.
           rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
-          run_stack: how; `observe` has its own.
           encoded: what the layers with cross attention attend to.
 
         Returns:
@@ -97,6 +94,11 @@ class Trunk(nn.Module):
           ValueError: the sequence is empty or too long, an id does not exist, or mask, rotations or what is encoded do
             not fit or are missing.
         """
+        streams, seed, _ = self._run(inputs, mask, rotations, deterministic, encoded, None)
+        return streams, seed
+
+    def _run(self, inputs, mask, rotations, deterministic: bool, encoded: Encoded | None, look: stack.Observer | None):
+        """`run`, and as third what `observe` returns."""
         config = self.config
         check_is_set(inputs)
         length = _check_inputs(inputs, mask, config.max_length)
@@ -108,15 +110,16 @@ class Trunk(nn.Module):
         if _are_ids(inputs):
             x = spoil_missing(x, inputs, mask, config.vocab_size)
         if seed is not None:
-            x = dropout(x, config.dropout_rate, fold(seed, 0), rows(x))
+            x = dropout(x, config.dropout_rate, fold(seed, 0), token_numbers(x))
         x = constrain(x, "act_batch", "act_length", "act_embed")
         if self.is_initializing():
             self.stack(x[:1, :1])
         _check_encoded(config, len(x), encoded)
         fixed = self._fixed(x.shape[1], mask, rotations, seed, None if encoded is None else encoded.mask)
         context = () if encoded is None else constrain(encoded.hidden, "act_batch", "replicated", "act_embed")
-        streams = run_stack(config, self.variables["params"]["stack"], x, fixed, context)
-        return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
+        streams, seen = stack.run_stack(config, self.variables["params"]["stack"], x, fixed, context, look)
+        streams = jax.tree.map(lambda y: y[:, :length], streams)
+        return streams, None if seed is None else fold(seed, 1), seen
 
     def embed(self, inputs: Shaped[Array, "batch length *values"]) -> Float[Array, "batch length embed"]:
         """The vectors that enter the stack, before dropout."""
@@ -189,7 +192,7 @@ class Trunk(nn.Module):
     def observe(
         self,
         inputs: Array,
-        look: stack.Observer,
+        look: stack.Observer | None,
         *,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
@@ -201,39 +204,20 @@ class Trunk(nn.Module):
           inputs: as in `run`.
           look: called with the number of the layer within `attention_pattern`, its projections, plan and context;
             what it returns, a pytree of arrays, is collected. The order of an LSH layer's context holds the buckets.
+            None = nobody looks.
           mask: as in `run`.
           rotations: as in `run`.
           encoded: as in `run`.
 
         Returns:
           Both streams after the last layer, and for every layer of the pattern what `look` returned,
-          stacked over blocks.
+          stacked over blocks; () where nobody looks.
 
         Raises:
           ValueError: as in `run`.
         """
-        seen: list = []
-
-        def run(config, params, x, fixed, context):
-            streams, collected = stack.observe_stack(config, params, x, fixed, look, context)
-            seen.extend(collected)
-            return streams
-
-        streams, _ = self.run(inputs, mask, rotations, run_stack=run, encoded=encoded)
-        return streams, tuple(seen)
-
-    def run_and_look(
-        self,
-        inputs: Array,
-        mask,
-        rotations: Rotations | None,
-        look: stack.Observer | None,
-        encoded: Encoded | None = None,
-    ) -> tuple[Streams, tuple]:
-        """`observe`, or if `look` is None `run` without dropout, where nothing is seen: ()."""
-        if look is None:
-            return self.run(inputs, mask, rotations, encoded=encoded)[0], ()
-        return self.observe(inputs, look, mask=mask, rotations=rotations, encoded=encoded)
+        streams, _, seen = self._run(inputs, mask, rotations, True, encoded, look)
+        return streams, seen
 
     def pool(
         self,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from reformer.ops import chunked, chunking, full, fused, look_ahead
 from reformer.ops.plan import Arrays, Context, Plan
-from reformer.ops.stored import store
+from reformer.ops.stored import mark_costly
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -61,7 +61,7 @@ def _forward(plan: Plan, arrays: Arrays, context: Context):
 
 
 def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
-    out, log_normalizer = store(_forward(plan, arrays, context))
+    out, log_normalizer = mark_costly(_forward(plan, arrays, context))
     return out, (arrays, context, out, log_normalizer)
 
 
