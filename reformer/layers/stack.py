@@ -14,10 +14,10 @@ from reformer.layers.attention import SelfAttention
 from reformer.layers.attention_residual import AttentionResidual, attention_residual
 from reformer.layers.cross_attention import CrossAttention, cross_attention_residual
 from reformer.layers.feed_forward import FeedForward, feed_forward_residual
-from reformer.ops.plan import Arrays, Context, Plan
+from reformer.ops.plan import Arrays, Given, Plan
 from reformer.ops.reversible import Residual, next_streams, reversible_scan_blocks, scan_blocks
 
-Observer = Callable[[int, Arrays, Plan, Context], Any]  # the first is the number of the layer within the pattern
+Observer = Callable[[int, Arrays, Plan, Given], Any]  # the first is the number of the layer within the pattern
 
 
 class Layer(nn.Module):
@@ -114,7 +114,7 @@ def observe_stack(
       params: as in `run_stack`.
       x: as in `run_stack`.
       fixed: as in `run_stack`.
-      observe: (number of the layer within the pattern, projections, plan, context) -> pytree of arrays.
+      observe: (number of the layer within the pattern, projections, plan, what else is given) -> pytree of arrays.
       context: as in `run_stack`.
 
     Returns:
