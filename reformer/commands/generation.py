@@ -16,7 +16,7 @@ from reformer import decoding, sharding
 from reformer.commands import command_line
 from reformer.config import ReformerConfig
 from reformer.data import documents, load, text
-from reformer.layers.attention import fix_num_buckets
+from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, evaluation, settings
 
 NUM_VALUES = 256  # bytes, or values of a colour: the ids above are reserved and never written

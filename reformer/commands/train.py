@@ -9,7 +9,7 @@ from reformer import configs, decoding
 from reformer.commands import command_line
 from reformer.data import load, source, text
 from reformer.host import paths
-from reformer.layers.attention import fix_num_buckets
+from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, damage, distributed, loop, memory, report, settings, stopping, summary
 
 DEFAULT_CONFIG = Path(configs.__file__).parent / "stdlib.py"

@@ -17,7 +17,7 @@ from reformer.config import ReformerConfig
 from reformer.data import documents, load, source, text
 from reformer.host import paths
 from reformer.inspection import measure, pictures, story
-from reformer.layers.attention import fix_num_buckets
+from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, settings
 
 _SYMBOLS = {ord("\n"): "↵", ord(" "): "␣", ord("\t"): "⇥", text.BEGIN_ID: "▸"}

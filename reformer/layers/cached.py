@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ReformerConfig
-from reformer.layers.attention import SelfAttention, make_rule, num_buckets, with_taps
+from reformer.layers.attention import SelfAttention, with_taps
 from reformer.layers.cross_attention import CrossAttention, KeysValues
 from reformer.layers.feed_forward import FeedForward
+from reformer.layers.kinds import KINDS
 from reformer.ops import cache as ops
-from reformer.ops.bucket_table import TablePlan, table_plan
-from reformer.ops.cache import Cache, CachePlan
+from reformer.ops.cache import Cache
 from reformer.ops.reversible import run_functions
 
 
@@ -30,45 +30,11 @@ class Source(NamedTuple):
     mask: Bool[Array, "sources length"] | None
 
 
-def plan_cache(config: ReformerConfig, kind: str, capacity: int) -> CachePlan:
-    """The static plan of the cache of a layer of `kind` for up to `capacity` tokens.
-
-    Raises:
-      ValueError: the model is not causal.
-    """
-    rule = make_rule(config, kind)
-    if kind == "local":
-        chunk_length = config.local_chunk_length
-        plan = CachePlan(rule, (1 + config.local_num_chunks_before) * chunk_length, chunk_length)
-    else:
-        plan = CachePlan(rule, capacity, capacity, _plan_table(config, capacity) if kind == "lsh" else None)
-    ops.check_plan(plan)
-    return plan
-
-
-def _plan_table(config: ReformerConfig, capacity: int) -> TablePlan | None:
-    """None where one chunk of the sorted list holds the whole sequence: a query sees all before it, in every round."""
-    is_one_chunk = min(capacity, config.max_length) <= config.lsh_chunk_length
-    if is_one_chunk and not config.lsh_within_bucket:
-        return None
-    factors = num_buckets(config.max_length, config)
-    plan = table_plan(
-        factors,
-        config.max_length,
-        config.lsh_chunk_length,
-        config.lsh_num_chunks_before,
-        config.lsh_num_chunks_after,
-        config.lsh_within_bucket,
-        config.lsh_correct_duplicates,
-    )
-    return plan._replace(num_members=max(plan.num_members, capacity)) if is_one_chunk else plan
-
-
 def make_caches(config: ReformerConfig, num_rows: int, capacity: int) -> tuple[Cache, ...]:
     """Makes for every layer of the pattern the empty caches of all blocks, for up to `capacity` tokens per row."""
     shape = (config.num_blocks, num_rows, config.num_heads)
     dtype = jnp.dtype(config.dtype)
-    plans = [plan_cache(config, kind, capacity) for kind in config.attention_pattern]
+    plans = [KINDS[kind].cache(config, capacity) for kind in config.attention_pattern]
     return tuple(ops.empty(plan, shape, config.head_dim, config.num_hashes, dtype) for plan in plans)
 
 
@@ -105,14 +71,14 @@ def run_stack_once(
       x: the embedded tokens.
       position: where they stand in their rows.
       caches: for every layer of the pattern those of all blocks, stacked.
-      rotations: likewise; None for layers that are not LSH.
+      rotations: likewise; None for layers that do not hash.
       source: what cross attention reads; each source is that of equally many rows, which lie side by side.
 
     Returns:
       Both streams, and the caches with the tokens in them.
     """
     pattern = config.attention_pattern
-    plans = [plan_cache(config, kind, cache.key.shape[3]) for kind, cache in zip(pattern, caches, strict=True)]
+    plans = [KINDS[kind].cache(config, cache.key.shape[3]) for kind, cache in zip(pattern, caches, strict=True)]
 
     def run_block(state, block):
         streams, caches = state

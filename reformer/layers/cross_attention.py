@@ -73,7 +73,7 @@ class CrossAttention(nn.Module):
           seed: of the dropout masks; None = no dropout.
         """
         config = self.config
-        rate = 0.0 if seed is None else config.attention_weights_dropout_rate("cross")
+        rate = 0.0 if seed is None else config.attention_weights_dropout_rate
         query = mark_costly(_heads_first(self.query(self.norm(x).astype(config.dtype))))
         of_weights = fold(seed, 1) if rate else None
         attended = mark_costly(cross.attend(query, *source, mask, dropout_rate=rate, row=row, seed=of_weights))

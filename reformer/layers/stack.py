@@ -13,10 +13,10 @@ from reformer.layers.attention import SelfAttention
 from reformer.layers.attention_residual import attention_residual
 from reformer.layers.cross_attention import CrossAttention, cross_attention_residual
 from reformer.layers.feed_forward import FeedForward, feed_forward_residual
-from reformer.ops.plan import Arrays, Context, Plan
+from reformer.ops.plan import Arrays, Given, Plan
 from reformer.ops.reversible import Residual, Stream, Streams, reversible_scan_blocks, run_blocks, scan_blocks
 
-Observer = Callable[[int, Arrays, Plan, Context], Any]  # the first is the number of the layer within the pattern
+Observer = Callable[[int, Arrays, Plan, Given], Any]  # the first is the number of the layer within the pattern
 
 
 class Layer(nn.Module):

@@ -1,27 +1,26 @@
 """What every model of the family has below its head: embeddings, the stack of layers, and a norm over both streams."""
 
-import itertools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
+from jaxtyping import Array, Bool, Float, Shaped, UInt
 
 from reformer.config import ReformerConfig
+from reformer.layers import rotations as all_rotations
 from reformer.layers import stack
-from reformer.layers.attention import Fixed, falls_back_to_full, num_buckets, padded_length
+from reformer.layers.attention import Fixed
 from reformer.layers.embeddings import Embeddings
+from reformer.layers.kinds import KINDS, padded_length
 from reformer.layers.linear import LayerNorm
-from reformer.ops import hashing
+from reformer.layers.rotations import Rotations
 from reformer.ops.dropout import draw_seed, dropout, fold, token_numbers
 from reformer.ops.ids import check_ids, spoil_missing
 from reformer.ops.lengthwise import map_length
 from reformer.ops.reversible import Streams
 from reformer.sharding import check_is_set, constrain, splits_length
 
-Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
 POOLINGS = ("first", "mean")  # what stands for a whole sequence
 
 
@@ -83,7 +82,7 @@ class Trunk(nn.Module):
           inputs: what `embed` takes, such as ids [batch, length]. A real token whose id does not exist is an error, and
             NaN where the values are not known, within `jit`; those that `mask` hides may be any integers.
           mask: True = real token; None = all are.
-          rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
+          rotations: of every LSH layer in depth order; None = drawn from the rng named 'hash'.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
           encoded: what the layers with cross attention attend to.
 
@@ -136,8 +135,9 @@ class Trunk(nn.Module):
 
     def _dropout_seed(self, deterministic: bool):
         config = self.config
-        kinds = [*config.attention_pattern, *(["cross"] if config.cross_attention else [])]
-        rates = [config.dropout_rate, *map(config.attention_weights_dropout_rate, kinds)]
+        rates = [config.dropout_rate, *(KINDS[kind].dropout_rate(config) for kind in config.attention_pattern)]
+        if config.cross_attention:
+            rates.append(config.attention_weights_dropout_rate)
         if deterministic or not any(rates):
             return None
         if not may_draw(self, "dropout"):
@@ -154,40 +154,26 @@ class Trunk(nn.Module):
         if seed is not None:
             seeds = fold(seed, jnp.arange(2, 2 + num_functions * num_blocks)).reshape(num_blocks, -1).T
         fixed = []
-        for (kind, part), of_part in zip(itertools.product(config.attention_pattern, parts), seeds, strict=True):
+        for part, of_part in zip(parts * len(config.attention_pattern), seeds, strict=True):
             if part == "attention":
-                of_layer = next(per_layer) if kind == "lsh" else None
-                fixed.append(Fixed(stack.stack_over_blocks(mask, num_blocks), of_layer, of_part))
+                fixed.append(Fixed(stack.stack_over_blocks(mask, num_blocks), next(per_layer), of_part))
             elif part == "cross_attention":
                 fixed.append(Fixed(stack.stack_over_blocks(encoded_mask, num_blocks), None, of_part))
             else:
                 fixed.append(of_part)
         return tuple(fixed)
 
-    def _rotations(self, length: int, rotations: Rotations | None) -> list:
-        """For every LSH layer of the pattern the rotations of all blocks, stacked."""
+    def _rotations(self, length: int, rotations: Rotations | None) -> tuple:
+        """For every layer of the pattern the rotations of all blocks, stacked; None where nothing is hashed."""
         config = self.config
-        num_in_pattern = config.attention_pattern.count("lsh")
-        if num_in_pattern and falls_back_to_full(config, length, config.lsh_chunk_length):
-            return [None] * num_in_pattern
-        if rotations is not None and len(rotations) != config.num_lsh_layers:
-            raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
-        if not num_in_pattern:
-            return []
-        factors = num_buckets(length, config)
-        if rotations is None:
+        are_needed = all_rotations.are_needed(config, length)
+        if rotations is not None and (are_needed or not config.num_lsh_layers):
+            all_rotations.check(config, length, rotations)
+        if rotations is None and are_needed:
             if not may_draw(self, "hash"):
                 raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
-            drawn = draw_rotations(config, factors, self.make_rng("hash"))
-            return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
-        for array in rotations:
-            hashing.check_rotations(array, (config.num_heads, config.head_dim), factors)
-            if array.shape[2] != config.num_hashes:
-                raise ValueError(
-                    f"rotations of shape {array.shape} have {array.shape[2]} rounds, num_hashes={config.num_hashes}. "
-                    "Make them equal."
-                )
-        return [jnp.stack(rotations[i::num_in_pattern]) for i in range(num_in_pattern)]
+            rotations = all_rotations.draw(config, length, self.make_rng("hash"))
+        return all_rotations.by_layer(config, rotations if are_needed else None)
 
     def observe(
         self,
@@ -202,9 +188,9 @@ class Trunk(nn.Module):
 
         Args:
           inputs: as in `run`.
-          look: called with the number of the layer within `attention_pattern`, its projections, plan and context;
-            what it returns, a pytree of arrays, is collected. The order of an LSH layer's context holds the buckets.
-            None = nobody looks.
+          look: called with the number of the layer within `attention_pattern`, its projections, its plan and what else
+            its attention is given; what it returns, a pytree of arrays, is collected. The order of an LSH layer holds
+            the buckets. None = nobody looks.
           mask: as in `run`.
           rotations: as in `run`.
           encoded: as in `run`.
@@ -290,16 +276,6 @@ def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) 
             f"encoded.hidden {encoded.hidden.shape} must have at least one source token, and its mask "
             f"{None if encoded.mask is None else encoded.mask.shape} must be [batch, source]."
         )
-
-
-def draw_rotations(
-    config: ReformerConfig, factors: tuple[int, ...], rng: PRNGKeyArray
-) -> Float[Array, "layers heads head_dim rounds columns"]:
-    """Draws the rotations of all LSH layers at once: a draw for each would make the program grow with the depth."""
-    dtype = jnp.promote_types(jnp.float32, config.dtype)
-    num_heads = config.num_lsh_layers * config.num_heads
-    drawn = hashing.draw_rotations(rng, num_heads, config.head_dim, config.num_hashes, factors, dtype)
-    return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
 
 
 def _pad(inputs, mask, length: int):

@@ -17,6 +17,7 @@ from reformer.data import pairs
 from reformer.data.source import Source, assets
 from reformer.host import extras, paths
 from reformer.interop import hub
+from reformer.layers.kinds import KINDS
 from reformer.training import agreement, checkpoint, settings
 from reformer.training.depths import Piece, Shape, by_depth
 from reformer.training.state import TrainState
@@ -231,8 +232,8 @@ def _resolved(config: ReformerConfig) -> dict[str, Any]:
         "axial_dims": config.resolved_axial_dims if is_axial else None,
         "look_ahead": config.looks_ahead,
         "share_query_key": config.shares_query_key,
-        "attention_dropout_rate": config.attention_weights_dropout_rate("local"),
-        "lsh_attention_dropout_rate": config.attention_weights_dropout_rate("lsh"),
+        "attention_dropout_rate": config.attention_weights_dropout_rate,
+        "lsh_attention_dropout_rate": KINDS["lsh"].dropout_rate(config),
     }
 
 

@@ -5,7 +5,7 @@ import functools
 import math
 from typing import Any
 
-from reformer.layers.attention import num_buckets
+from reformer.layers.kinds import num_buckets
 from reformer.tasks import registry
 from reformer.training import damage, evaluation, occupancy, settings
 from reformer.training.evaluation import Scores

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.host import paths
-from reformer.layers.attention import padded_length
+from reformer.layers.kinds import padded_length
 from reformer.tasks import registry
 from reformer.training import disk
 from reformer.training.field_rules import FIELD_RULES
