@@ -112,7 +112,7 @@ def dense_coverage(kind, case, inputs, queries):
     key = None if case.shared else inputs.key
     options = {"causal": case.causal, "looks_ahead": case.looks_ahead}
     attend = jax.jit(partial(references.attention_weights, **options))
-    weights = np.asarray(attend(inputs.query, key, references.full_window(case.length))[0, 0, 0], np.float64)[queries]
+    weights = np.asarray(attend(inputs.query, key, window("full", case, inputs))[0, 0, 0], np.float64)[queries]
     in_window = np.asarray(window(kind, case, inputs))[0, 0]
     can_see = weights > 0
     chunks = np.arange(case.length) // 4
