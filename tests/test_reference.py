@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reformer import ReformerLM, reference
-from reformer.layers.attention import num_buckets
+from reformer.layers.kinds import num_buckets
 from reformer.models.trunk import draw_rotations
 from tests import references
 from tests import small_models as models

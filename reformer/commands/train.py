@@ -10,7 +10,7 @@ from reformer.commands import command_line
 from reformer.data import load, source, text
 from reformer.host import paths
 from reformer.layers.kinds import fix_num_buckets
-from reformer.training import checkpoint, damage, distributed, loop, memory, report, settings, stopping, summary
+from reformer.training import checkpoint, distributed, loop, manifest, memory, report, settings, stopping
 
 DEFAULT_CONFIG = Path(configs.__file__).parent / "stdlib.py"
 
@@ -74,7 +74,7 @@ def print_sample(run: loop.Run) -> None:
     print(f"a sample:\n{text.decode(tokens[0]).decode(errors='replace')}")
 
 
-def show(known: summary.Summary) -> None:
+def show(known: report.Summary) -> None:
     """Prints what a dry run found out."""
     if distributed.is_writer():
         print(f"{known.table}\n{known.text}\n{json.dumps(known.record)}")
@@ -103,5 +103,5 @@ def main(arguments: list[str]) -> None:
 
 def run() -> None:
     """Is the command `reformer-train`."""
-    damage.hide_unfinished_writes()
+    manifest.hide_unfinished_writes()
     distributed.run(main)

@@ -7,8 +7,8 @@ import pytest
 from reformer import sharding
 from reformer.data import text
 from reformer.training import batches
-from reformer.training.programs import make_programs
 from reformer.training.state import shardings_of
+from reformer.training.step import make_programs
 from tests.test_sharding import MESHES
 
 

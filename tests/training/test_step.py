@@ -12,7 +12,7 @@ from reformer import sharding
 from reformer.data import text
 from reformer.models.language import ReformerLM
 from reformer.training import batches, settings, step
-from reformer.training.programs import make_programs
+from reformer.training.step import make_programs
 
 
 def batch_of(config, mesh):
