@@ -5,6 +5,7 @@ Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", ar
 
 from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
+from reformer.interop import export
 from reformer.layers.kinds import num_buckets
 from reformer.models.electra import ReformerElectra
 from reformer.models.encoder_decoder import ReformerEncoderDecoder
@@ -45,6 +46,7 @@ __all__ = [
     "SequenceClassifier",
     "TokenClassifier",
     "compiler_options",
+    "export",
     "full_attention",
     "load",
     "local_attention",

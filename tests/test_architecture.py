@@ -29,7 +29,6 @@ ALLOWED = {
     "ops": {"sharding"},
     "layers": LEAVES | {"ops"},
     "models": LEAVES | {"ops", "layers"},
-    "export": MODELS,
     "interop": MODELS,
     "decoding": MODELS,
     "data": LEAVES,

@@ -9,17 +9,19 @@ left out, which is no part of the text; files with that of UTF-16 or UTF-32 are 
 import dataclasses
 import functools
 import hashlib
-from typing import Any
+from collections.abc import Iterator
+from typing import ClassVar
 
 import grain
 import numpy as np
 from jaxtyping import Int, Int32
 
 from reformer.data import baselines, documents, json_lines
+from reformer.data.data_set import Cached, DataSet, HeldOut
 from reformer.data.enwik8 import read_enwik8
 from reformer.data.repeats import far_repeats
 from reformer.data.source import Example, NextToken, Row, chosen_examples, pad
-from reformer.host import paths
+from reformer.host.options import Count, LocalPath, Text
 
 PADDING_ID, BEGIN_ID, MASK_ID, VOCAB_SIZE = 256, 257, 258, 259
 
@@ -100,48 +102,61 @@ class TextData(NextToken):
         }
 
 
-def vocab_size(config: Any) -> int:
-    """Bytes and the reserved ids."""
-    del config
-    return VOCAB_SIZE
+@dataclasses.dataclass(frozen=True)
+class _Bytes(DataSet):
+    """What all texts have in common. Windows may have any length."""
+
+    kind: ClassVar[str] = "text"
+    vocab_size: ClassVar[int] = VOCAB_SIZE  # bytes and the reserved ids
+
+    repeat_distance: Count = 128  # `repeats` are bytes whose last 8 last occurred more than so many bytes back
 
 
-def check_length(length: int) -> None:
-    """Windows may have any length."""
-    del length
+@dataclasses.dataclass(frozen=True)
+class Stdlib(HeldOut, _Bytes):
+    """The source files of the running interpreter's standard library, of which some are held out."""
+
+    def load(self, length: int) -> TextData:
+        """As `DataSet.load`."""
+        del length
+        source, splits = documents.read_stdlib(*self.fractions)
+        return TextData(source, *splits, self.repeat_distance)
 
 
-def load(config: Any, length: int | None = None) -> TextData:
-    """Reads the text that the `data` group of the configuration names.
+@dataclasses.dataclass(frozen=True)
+class Enwik8(Cached, _Bytes):
+    """The first 100 million bytes of English Wikipedia; the last 5 and the 5 before them are held out."""
 
-    Args:
-        config: has `name` ('stdlib', 'enwik8' or 'text'), `path` (a file or folder; '' where none is needed),
-            `cache_dir` ('' = ~/.cache/reformer), `repeat_distance`, `text_field` (of JSON lines; '' = plain
-            text), and `valid_fraction` and `test_fraction`, the part of the files (of the bytes, where it is a single
-            file of plain text; of JSON lines, of their texts) that is held out; enwik8 has its own split.
-        length: of no importance here.
+    path: LocalPath = ""  # a local copy, raw or compressed; '' = it is downloaded
 
-    Returns:
-        The bytes of the three splits.
+    def load(self, length: int) -> TextData:
+        """As `DataSet.load`."""
+        del length
+        source, splits = read_enwik8(self.path, self.cache)
+        return TextData(source, *splits, self.repeat_distance)
 
-    Raises:
-        ValueError: a value is impossible, or the data are missing, too few or not what they should be.
-    """
-    del length
-    path, fractions = config.path or "", (config.valid_fraction, config.test_fraction)
-    documents.check_fractions(*fractions)
-    if config.name == "enwik8":
-        cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
-        source, splits = read_enwik8(path, cache_dir)
-    elif config.name == "text" and config.text_field:
-        source, splits = json_lines.read(path, config.text_field, *fractions)
-    elif config.name == "text":
-        source, splits = documents.read_path(path, *fractions)
-    elif path:
-        raise ValueError(f"data.path={path!r} is not read by data.name='stdlib'. Use configs/text.py, or leave it out.")
-    else:
-        source, splits = documents.read_stdlib(*fractions)
-    return TextData(source, *splits, config.repeat_distance)
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles(HeldOut, _Bytes):
+    """A file, of which the end is held out, or a folder, of which some files are; of JSON lines some documents."""
+
+    path: LocalPath = ""  # file or folder
+    text_field: Text = ""  # the field of JSON lines that is a document; '' = files are plain text
+
+    def problems(self) -> Iterator[str]:
+        """There is no default of the path."""
+        if not self.path:
+            yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
+        yield from super().problems()
+
+    def load(self, length: int) -> TextData:
+        """As `DataSet.load`."""
+        del length
+        if self.text_field:
+            source, splits = json_lines.read(self.path, self.text_field, *self.fractions)
+        else:
+            source, splits = documents.read_path(self.path, *self.fractions)
+        return TextData(source, *splits, self.repeat_distance)
 
 
 def bytes_of(argument: str) -> bytes:

@@ -264,7 +264,7 @@ def advance(
     rotations: Rotations | None,
     state: State,
     tokens: Int[Array, " batch"],
-    source: cached.Source | None = None,
+    source: cached.SourceCache | None = None,
 ) -> State:
     """Feeds the next token of every row; the state then holds the logits of the one after it."""
     params, positions = variables["params"], state.position[:, None]

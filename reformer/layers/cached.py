@@ -18,7 +18,7 @@ from reformer.ops.cache import Cache
 from reformer.ops.reversible import run_functions
 
 
-class Source(NamedTuple):
+class SourceCache(NamedTuple):
     """What the cross attention of all layers reads, computed once.
 
     Attributes:
@@ -43,7 +43,7 @@ def read_source(
     params,
     hidden: Float[Array, "sources length width"],
     mask: Bool[Array, "sources length"] | None,
-) -> Source:
+) -> SourceCache:
     """Computes the keys and values that all layers make of a context; `params` as in `stack.run_stack`."""
     layer = CrossAttention(config, parent=None)
 
@@ -51,7 +51,7 @@ def read_source(
         return layer.apply({"params": params}, hidden, method="project")  # type: ignore[return-value]
 
     layers = [params[f"layer_{i}"]["cross_attention"] for i in range(len(config.attention_pattern))]
-    return Source(tuple(jax.lax.map(project, of_blocks) for of_blocks in layers), mask)
+    return SourceCache(tuple(jax.lax.map(project, of_blocks) for of_blocks in layers), mask)
 
 
 def run_stack_once(
@@ -61,7 +61,7 @@ def run_stack_once(
     position: Int[Array, " batch"],
     caches: tuple[Cache, ...],
     rotations: tuple,
-    source: Source | None = None,
+    source: SourceCache | None = None,
 ):
     """Runs all blocks for one token per row.
 

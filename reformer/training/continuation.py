@@ -39,7 +39,7 @@ def keep(directory: Path, config: ConfigDict, checkpoints: Checkpoints, journal:
 
 
 def _stored(checkpoints: Checkpoints, num_done: int) -> dict[str, Any]:
-    return checkpoints.meta(num_done).get("config", {}) if num_done else {}
+    return settings.without_foreign(checkpoints.meta(num_done).get("config", {})) if num_done else {}
 
 
 def _warnings(stored: dict[str, Any], config: ConfigDict, num_done: int) -> list[str]:

@@ -75,7 +75,7 @@ def _update(patterns, optimizer, accumulation_steps=1):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_frozen_parameters_stay_and_have_no_optimizer_state_and_no_decay(name):
-    group = base.optimizer_group()
+    group = base.get_group("optimizer")
     group.update(name=name, weight_decay=0.5, clip_norm=1.0)
     before, after, _ = _update(("embeddings", "stack"), make_optimizer(group, lambda count: 0.1))
     for part in ("embeddings", "stack"):
