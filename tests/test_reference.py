@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from reformer import ReformerLM, reference
+from reformer.layers import rotations as all_rotations
 from reformer.layers.kinds import num_buckets
-from reformer.models.trunk import draw_rotations
 from tests import references
 from tests import small_models as models
 
@@ -26,7 +26,7 @@ def check(**changes):
     targets = models.tokens(config, seed=1)
     holes = np.random.default_rng(2).random(tokens.shape) < 0.8
     mask = jnp.asarray(holes & (np.arange(40)[None] < np.array([[40], [31]])))
-    rotations = list(draw_rotations(config, num_buckets(40, config), jax.random.key(3)))
+    rotations = list(all_rotations.draw(config, 40, jax.random.key(3)))
 
     def loss_and_logits(loss, logits):
         def run(params):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import reformer
 from reformer import ReformerConfig, ReformerLM
+from reformer.layers import rotations as all_rotations
 from reformer.models import trunk
 from tests import small_models as models
 
@@ -93,7 +93,7 @@ def test_rotations_replace_the_hash_key():
     config = dataclasses.replace(models.SMALL, num_layers=6)
     tokens, rngs = models.tokens(config), {"hash": jax.random.key(5)}
     key = ReformerLM(config).apply({}, rngs=rngs, method=lambda model: model.make_rng("hash"))
-    rotations = list(trunk.draw_rotations(config, reformer.num_buckets(96, config), key))
+    rotations = list(all_rotations.draw(config, 96, key))
     found = logits(config, tokens, rotations=rotations, rngs=None)
     np.testing.assert_array_equal(found, logits(config, tokens, rngs=rngs))
     assert np.any(np.asarray(found) != np.asarray(logits(config, tokens, rotations=rotations[::-1], rngs=None)))
