@@ -86,7 +86,7 @@ class Kind:
         """What decoding keeps of up to `capacity` tokens, and which of them a new one sees."""
         return CachePlan(self.rule(config), capacity)
 
-    def keys_per_query(self, config: ReformerConfig, length: int) -> float:
+    def keys_per_query(self, config: ReformerConfig, length: int) -> float | int:
         """How many keys a query is multiplied with, on average, in all rounds: to count operations."""
         return length / 2 if config.causal else length
 
@@ -130,7 +130,7 @@ class Local(Kind):
         before, chunk_length = config.local_num_chunks_before, config.local_chunk_length
         return CachePlan(self.rule(config)._replace(shows=Window(chunk_length, before, 0)), (1 + before) * chunk_length)
 
-    def keys_per_query(self, config: ReformerConfig, length: int) -> int:
+    def keys_per_query(self, config: ReformerConfig, length: int) -> float | int:
         """As `Kind` has it: whole windows."""
         return config.local_chunk_length * (1 + config.local_num_chunks_before + config.local_num_chunks_after)
 
@@ -180,7 +180,7 @@ class Lsh(Kind):
         """As `Kind` has it."""
         return super().cache(config, capacity)._replace(table=_plan_table(config, capacity))
 
-    def keys_per_query(self, config: ReformerConfig, length: int) -> int:
+    def keys_per_query(self, config: ReformerConfig, length: int) -> float | int:
         """As `Kind` has it: whole windows."""
         num_chunks = 1 + config.lsh_num_chunks_before + config.lsh_num_chunks_after
         return config.num_hashes * config.lsh_chunk_length * num_chunks
