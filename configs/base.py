@@ -67,7 +67,9 @@ def use(config: ConfigDict, *owns: DataSet | Task) -> None:
         values = {"name": own_code.reference(type(own))}
         values |= {name: getattr(own, name) for name in fields_of(type(own))}
         with group.unlocked(), group.ignore_type():
-            group.update(_group(fields_of(type(own))))
+            fresh = _group({name: field for name, field in fields_of(type(own)).items() if name not in group})
+            for name in fresh:
+                group[name] = fresh.get_ref(name) if fresh[name] is None else fresh[name]
             group.update(values)
 
 

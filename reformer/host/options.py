@@ -5,7 +5,6 @@ field of plain type bool, int, float or str may be any value of it.
 """
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
@@ -83,8 +82,7 @@ class Field(NamedTuple):
         return "" if self.rule.is_kept(value) else f"{name}={value!r} must be {self.rule.words}."
 
 
-@functools.cache
-def fields_of(options: type) -> dict[str, Field]:
+def fields_of(options: Any) -> dict[str, Field]:
     """Returns the fields of a dataclass by name."""
     hints = typing.get_type_hints(options, include_extras=True)
     return {field.name: _field(field.default, hints[field.name]) for field in dataclasses.fields(options)}
@@ -156,7 +154,7 @@ def rule_of_name(known: Mapping[str, type[Kind]]) -> Rule:
     )
 
 
-def find_class(name: Any, known: Mapping[str, type[Kind]], base: type[Kind]) -> type[Kind]:
+def find_class(name: Any, known: Mapping[str, type[Kind]], base: Any) -> type[Kind]:
     """Returns the class that the `name` of a group stands for.
 
     Raises:

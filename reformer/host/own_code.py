@@ -16,11 +16,12 @@ from reformer.host import paths
 def run(path: str | Path) -> ModuleType:
     """Runs a Python file and returns its module; whatever it raises is raised."""
     file = paths.local(path).absolute()
+    code = compile(file.read_bytes(), str(file), "exec")
     module = ModuleType(str(file))
     module.__file__ = str(file)
     # Dataclasses look their module up. Nothing is written beside the file, as an import would do.
     sys.modules[module.__name__] = module
-    exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
+    exec(code, module.__dict__)
     return module
 
 

@@ -206,7 +206,7 @@ def foreign(config: Group) -> dict[str, Any]:
     Raises:
       ValueError: If there is no such task or data set.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for group in CHOSEN.keys() & set(config):
         unread = GROUPS[group].keys() - fields_of(chosen(config, group)).keys() - {"name"}
         values = {name: config[group][name] for name in sorted(unread.intersection(config[group]))}
@@ -217,5 +217,5 @@ def foreign(config: Group) -> dict[str, Any]:
 def readers(field: str) -> list[str]:
     """Returns the names of our tasks, or data sets, that read a field such as 'data.join'."""
     group, _, name = field.partition(".")
-    known: Mapping[str, type[Options]] = {"task": registry.TASKS, "data": load.DATA_SETS}[group]
+    known: Mapping[str, type[Options]] = registry.TASKS if group == "task" else load.DATA_SETS
     return [of for of, options in known.items() if name in fields_of(options)]

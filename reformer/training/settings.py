@@ -93,7 +93,8 @@ def validate(config: ConfigDict) -> ReformerConfig:
 
 def _find_chosen(flat: dict[str, Any]) -> tuple[dict[str, Field], dict[str, str]]:
     """Finds the fields that the chosen task and data set read, and for each group that names none a sentence."""
-    own, not_found = {}, {}
+    own: dict[str, Field] = {}
+    not_found: dict[str, str] = {}
     for group, of in groups.CHOSEN.items():
         try:
             chosen = of.find_class(flat.get(f"{group}.name"))

@@ -184,7 +184,7 @@ def test_training_folders_without_a_validation_folder_are_refused(tmp_path):
 
 
 def test_impossible_fractions_are_refused(folder):
-    with pytest.raises(ValueError, match=r"data\.valid_fraction=0.*their sum below 1"):
+    with pytest.raises(ValueError, match=r"data\.valid_fraction=0\.0 must be a number above 0 and below 1"):
         _load(folder, valid_fraction=0.0)
 
 
