@@ -6,10 +6,11 @@ JAX011 := .venv-jax011
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/stdlib
 PEERS := .venv-peers
+DOCS := .venv-docs
 # Results and pictures of these runs. Those of the README are kept by BENCHMARK_RESULTS=benchmarks/results.
 export BENCHMARK_RESULTS ?= runs/bench
 
-.PHONY: train test test-fast test-jax011 soak lint format bench bench-peers clean
+.PHONY: train test test-fast test-jax011 soak lint format bench bench-peers docs clean
 
 train: $(VENV)/train.stamp
 	$(RUN) train.py --config=configs/stdlib.py --workdir=$(WORKDIR)
@@ -49,6 +50,11 @@ bench-peers: $(PEERS)/peers.stamp
 	$(PEERS)/bin/python benchmarks/peer_gradients.py
 	$(PEERS)/bin/python benchmarks/plots.py --output $(BENCHMARK_RESULTS)
 
+# docs/ and the reference of the API as a site, in site/. Warnings are errors.
+docs: $(DOCS)/docs.stamp
+	$(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "The site is site/index.html"
+
 $(VENV)/train.stamp: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; run: make PYTHON=/path/to/python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +70,11 @@ $(PEERS)/peers.stamp: benchmarks/requirements-peers.txt requirements.txt
 	$(PEERS)/bin/pip install --quiet --upgrade -r benchmarks/requirements-peers.txt
 	touch $@
 
+$(DOCS)/docs.stamp: requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --upgrade -r requirements-docs.txt
+	touch $@
+
 $(JAX011)/dev.stamp: requirements.txt requirements-dev.txt
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "Python 3.12 or later is needed; run: make PYTHON312=/path/to/python3.12 test-jax011")'
 	$(PYTHON312) -m venv $(JAX011)
@@ -71,4 +82,4 @@ $(JAX011)/dev.stamp: requirements.txt requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(JAX011) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(DOCS) $(JAX011) site .cache .pytest_cache .ruff_cache .mypy_cache
