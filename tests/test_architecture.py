@@ -20,7 +20,7 @@ ALLOWED = {
     "config": set(),
     "sharding": set(),
     "host": set(),
-    "compilation": {"host"},
+    "compilation": {"host", "sharding"},
     "configs": {"config"},
     "ops": {"sharding"},
     "layers": LEAVES | {"ops"},

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from reformer import sharding
 from reformer.ops import block as block_ops
 from reformer.ops import chunking
 from reformer.ops.chunking import Geometry
@@ -122,7 +123,7 @@ def full_scores_at_once() -> int:
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return sharding.target_platform() == "cpu"
 
 
 def unit_keys(x: Float[Array, "*rows d"], size: int | None = None) -> Float[Array, "*rows d"]:
