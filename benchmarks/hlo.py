@@ -81,7 +81,7 @@ class Instruction:
     @property
     def pallas_kernel(self) -> str:
         """The name of the Pallas kernel that a custom call launches on a GPU; '' for others."""
-        return _first(r' name = "([^"]*)"', self.attributes) if self.target == PALLAS_GPU else ""
+        return _first(r'[{ ]name = "([^"]*)"', self.attributes) if self.target == PALLAS_GPU else ""
 
     @property
     def source(self) -> str:
