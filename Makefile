@@ -28,7 +28,7 @@ test-jax011: $(JAX011)/dev.stamp
 
 # Compiled for an H100 and a TPU v5e, which need not be there; a quarter of an hour.
 test-aot: $(AOT_GPU)/aot.stamp $(AOT_TPU)/aot.stamp $(VENV)/dev.stamp
-	$(RUN) -m pytest tests/aot
+	$(RUN) -m pytest tests/aot -m aot
 
 # Fifty kills of a small run; about ten minutes. The committed result is made with BENCHMARK_RESULTS=benchmarks/results.
 soak: $(VENV)/train.stamp
