@@ -23,7 +23,7 @@ ALLOWED = {
     "config": set(),
     "sharding": set(),
     "host": {"config"},
-    "compilation": {"host"},
+    "compilation": {"host", "sharding"},
     "configs": LEAVES | {"data", "tasks", "training"},
     "reference": {"config"},
     "ops": {"sharding"},

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from reformer import sharding
 from reformer.ops import block as block_ops
 from reformer.ops.chunking import Geometry
 from reformer.ops.masking import Rule
@@ -128,8 +129,8 @@ def full_scores_at_once() -> int:
 
 
 def on_cpu() -> bool:
-    """Whether arrays lie on CPUs where nothing else is said."""
-    return jax.default_backend() == "cpu"
+    """Whether the program is for CPUs."""
+    return sharding.target_platform() == "cpu"
 
 
 def unit_keys(x: Float[Array, "*rows d"], size: int | None = None) -> Float[Array, "*rows d"]:
