@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-from reformer.export import export_logits
+from reformer.interop.export import export_logits
 from tests.test_export import CONFIG
 
 from reformer import ReformerLM, compiler_options, sharding
