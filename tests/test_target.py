@@ -7,7 +7,7 @@ import pytest
 from jax import export
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from reformer.interop.export import export_logits
-from tests.test_export import CONFIG
+from tests.interop.test_export import CONFIG
 
 from reformer import ReformerLM, compiler_options, sharding
 from reformer.ops import attention, plan
