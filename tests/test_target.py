@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax import export
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-from reformer.interop.export import export_logits
-from tests.interop.test_export import CONFIG
 
 from reformer import ReformerLM, compiler_options, sharding
+from reformer.interop.export import export_logits
 from reformer.ops import attention, plan
+from tests.interop.test_export import CONFIG
 
 KINDS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
