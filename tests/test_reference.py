@@ -26,7 +26,9 @@ def check(**changes):
     targets = models.tokens(config, seed=1)
     holes = np.random.default_rng(2).random(tokens.shape) < 0.8
     mask = jnp.asarray(holes & (np.arange(40)[None] < np.array([[40], [31]])))
-    rotations = list(draw_rotations(config, num_buckets(40, config), jax.random.key(3)))
+    rotations = []
+    if config.num_lsh_layers:
+        rotations = list(draw_rotations(config, num_buckets(40, config), jax.random.key(3)))
 
     def loss_and_logits(loss, logits):
         def run(params):
