@@ -26,7 +26,7 @@ def check(**changes):
     targets = models.tokens(config, seed=1)
     holes = np.random.default_rng(2).random(tokens.shape) < 0.8
     mask = jnp.asarray(holes & (np.arange(40)[None] < np.array([[40], [31]])))
-    rotations = list(all_rotations.draw(config, 40, jax.random.key(3)))
+    rotations = list(all_rotations.draw(config, 40, jax.random.key(3))) if config.num_lsh_layers else []
 
     def loss_and_logits(loss, logits):
         def run(params):
