@@ -130,8 +130,8 @@ def test_files_are_short_and_named_after_what_they_hold(path):
 
 
 def _reading_list():
-    section = (ROOT / "docs/design.md").read_text().split("\n## Reading list\n")[1].split("\n## ")[0]
-    return [ROOT / path for path in re.findall(r"^\d+\. `([^`]+)`", section, flags=re.MULTILINE)]
+    page = (ROOT / "README.md").read_text()
+    return [ROOT / path for path in re.findall(r"^\d+\. \[`([^`]+)`\]\(\1\)", page, flags=re.MULTILINE)]
 
 
 def _num_code_lines(source):
