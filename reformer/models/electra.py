@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ReformerConfig
 from reformer.layers.stack import Observer
-from reformer.models.electra_parts import Discriminator, Generator, Lot, generator_config
+from reformer.models.electra_parts import Discriminator, DrawNoise, Generator, generator_config
 from reformer.models.language import Evaluated
 from reformer.models.trunk import may_draw
 from reformer.ops.dropout import draw_seed
@@ -127,7 +127,7 @@ class ReformerElectra(nn.Module):
             {"params": generator},
             tokens,
             targets,
-            self._lot(targets, weights, mask),
+            self._noise(targets, weights, mask),
             weights=_per_example(weights, mask),
             mask=mask,
             deterministic=deterministic,
@@ -203,7 +203,7 @@ class ReformerElectra(nn.Module):
             {"params": params},
             tokens,
             targets,
-            self._lot(targets, weights, mask),
+            self._noise(targets, weights, mask),
             weights=_per_example(weights, mask),
             mask=mask,
             method="score_and_draw",
@@ -217,11 +217,11 @@ class ReformerElectra(nn.Module):
         for name, ids in (("tokens", tokens), ("targets", targets)):
             check_ids(name, ids, self.config.vocab_size, counting=(mask,), repair=f"the {name}")
 
-    def _lot(self, targets, weights, mask) -> Lot:
+    def _noise(self, targets, weights, mask) -> DrawNoise:
         if not may_draw(self, "hash"):
             raise ValueError("Replacements are drawn with rngs={'hash': key}, also when deterministic. Pass a key.")
         seed = draw_seed(self.make_rng("hash"))
-        return Lot(seed, number_places(seed, 2 * targets + (weights > 0), mask), self.temperature)
+        return DrawNoise(seed, number_places(seed, 2 * targets + (weights > 0), mask), self.temperature)
 
     def _rngs(self) -> dict[str, jax.Array]:
         return {name: self.make_rng(name) for name in ("hash", "dropout") if may_draw(self, name)}

@@ -21,7 +21,7 @@ from reformer.ops.losses import chunked_cross_entropy, chunked_scores
 from reformer.ops.replacement import draw_in_chunks
 
 
-class Lot(NamedTuple):
+class DrawNoise(NamedTuple):
     """What decides which tokens are drawn: noise, and how much it weighs against the logits."""
 
     seed: UInt[Array, ""]
@@ -62,21 +62,21 @@ class Generator(ReformerLM):
 
         return map_length(project, self.variables["params"]["projection"], embedded, None)
 
-    def learn_and_draw(self, tokens, targets, lot: Lot, *, weights, mask, deterministic):
+    def learn_and_draw(self, tokens, targets, noise: DrawNoise, *, weights, mask, deterministic):
         """`loss` of the targets, and a draw from the softmax of the same logits at every place."""
         streams, dropout_seed = self.run(tokens, mask, None, deterministic)
         logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
         sums = chunked_cross_entropy(
             logits, chunk_length, params, streams, targets, weights, dropout_seed, self.config.label_smoothing
         )
-        return sums, draw_in_chunks(logits, chunk_length, params, streams, *lot, dropout_seed)
+        return sums, draw_in_chunks(logits, chunk_length, params, streams, *noise, dropout_seed)
 
-    def score_and_draw(self, tokens, targets, lot: Lot, *, weights, mask):
+    def score_and_draw(self, tokens, targets, noise: DrawNoise, *, weights, mask):
         """What `chunked_scores` sums over the targets, and a draw as in `learn_and_draw`."""
         streams, _ = self.run(tokens, mask)
         logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
         sums = chunked_scores(logits, chunk_length, params, streams, targets, weights)
-        return sums, draw_in_chunks(logits, chunk_length, params, streams, *lot)
+        return sums, draw_in_chunks(logits, chunk_length, params, streams, *noise)
 
 
 class Discriminator(TokenModel):
