@@ -59,6 +59,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"head_hidden/bias", ("replicated",)),
     (r"head/kernel", ("embed", "vocab")),
     (r"head/bias", ("vocab",)),
+    (r"head/.+", ()),  # a head of one's own: whole on every device
 )
 
 

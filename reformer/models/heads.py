@@ -5,10 +5,11 @@ Their parameters below the head have the names of the language model's, so that 
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from reformer.layers.linear import dense
 from reformer.layers.stack import Observer
@@ -61,7 +62,93 @@ class TokenClassifier(TokenModel):
         return self.num_labels
 
 
-class SequenceClassifier(Trunk):
+class SequenceModel(Trunk):
+    """A trunk and a head that says something of a whole sequence; what that costs is the affair of a subclass.
+
+    Its `setup` declares the `head`, and `judge` is its loss.
+    """
+
+    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
+        """Visits the parameters of the head."""
+        self.head(hidden)
+
+    @nn.nowrap
+    def check(self, targets: Shaped[Array, "batch ..."], weights: Float[Array, " batch"] | None) -> None:
+        """Raises a ValueError if a target that counts is known and does not exist; by itself it asks nothing."""
+        del targets, weights
+
+    def judge(
+        self,
+        streams: Streams,
+        targets: Shaped[Array, "batch ..."],
+        weights: Float[Array, " batch"],
+        mask: Bool[Array, "batch length"] | None,
+        seed: UInt[Array, ""] | None,
+        smoothing: float,
+    ) -> Evaluated:
+        """Says what the targets cost, and which are right.
+
+        Args:
+          streams: after the last layer; `pool` makes a vector of them.
+          targets: of any type that the task has.
+          weights: of the sequences, in every sum.
+          mask: True = real token; None = all are.
+          seed: of the head's dropout; None = there is none.
+          smoothing: of the targets, for heads with logits; 0 in evaluation.
+
+        Returns:
+          The sums; `others` and `seen` may be empty.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Shaped[Array, "batch ..."],
+        *,
+        weights: Float[Array, " batch"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Computes the weighted loss.
+
+        Args:
+          tokens: as in `ReformerEncoder`.
+          targets: as `judge` of the model has them.
+          weights: of the sequences; None = 1.
+          mask: as in `ReformerEncoder`.
+          rotations: as there.
+          deterministic: as there.
+
+        Returns:
+          Sum of weighted nats, and sum of weights; (0, 0) for zero weights.
+
+        Raises:
+          ValueError: as in `ReformerEncoder`, or a target that counts is known and does not exist.
+        """
+        self.check(targets, weights)
+        streams, seed = self.run(tokens, mask, rotations, deterministic)
+        found = self.judge(streams, targets, _or_ones(weights, targets), mask, seed, self.config.label_smoothing)
+        return found.nats, found.weight
+
+    def score(
+        self,
+        tokens: Int[Array, "batch length"],
+        targets: Shaped[Array, "batch ..."],
+        *,
+        weights: Float[Array, " batch"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
+        rotations: Rotations | None = None,
+        look: Observer | None = None,
+    ) -> Evaluated:
+        """The loss without dropout, and how many targets are right; `look` as in `TokenModel.score`."""
+        self.check(targets, weights)
+        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations)
+        return self.judge(streams, targets, _or_ones(weights, targets), mask, None, 0.0)._replace(seen=seen)
+
+
+class SequenceClassifier(SequenceModel):
     """A label for a whole sequence, by a hidden layer over the first token or over the mean of all.
 
     Source: Hugging Face's ReformerForSequenceClassification (with `pooling='first'`).
@@ -96,54 +183,28 @@ class SequenceClassifier(Trunk):
         streams, seed = self.run(tokens, mask, rotations, deterministic)
         return self._logits(streams, mask, seed)
 
-    def loss(
-        self,
-        tokens: Int[Array, "batch length"],
-        targets: Int[Array, " batch"],
-        *,
-        weights: Float[Array, " batch"] | None = None,
-        mask: Bool[Array, "batch length"] | None = None,
-        rotations: Rotations | None = None,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Computes the weighted cross-entropy.
-
-        Args:
-          tokens: as in `ReformerEncoder`.
-          targets: labels from 0 to `num_labels` - 1. Another one is an error, and within `jit`, where its value is not
-            known, both sums are NaN.
-          weights: of the sequences; None = 1. The target of one of weight 0 may be any integer.
-          mask: as in `ReformerEncoder`.
-          rotations: as there.
-          deterministic: as there.
-
-        Returns:
-          Sum of weighted nats, and sum of weights; (0, 0) for zero weights.
-
-        Raises:
-          ValueError: as in `ReformerEncoder`.
-        """
+    @nn.nowrap
+    def check(self, targets, weights) -> None:
+        """As `SequenceModel.check`."""
         check_targets_exist(targets, weights, self.num_labels)
-        streams, seed = self.run(tokens, mask, rotations, deterministic)
-        smoothing = self.config.label_smoothing
-        nats, _, weight = label_sums(self._logits(streams, mask, seed), targets, weights, smoothing)
-        return nats, weight
 
-    def score(
+    def judge(
         self,
-        tokens: Int[Array, "batch length"],
+        streams: Streams,
         targets: Int[Array, " batch"],
-        *,
-        weights: Float[Array, " batch"] | None = None,
-        mask: Bool[Array, "batch length"] | None = None,
-        rotations: Rotations | None = None,
-        look: Observer | None = None,
+        weights: Float[Array, " batch"],
+        mask: Bool[Array, "batch length"] | None,
+        seed: UInt[Array, ""] | None,
+        smoothing: float,
     ) -> Evaluated:
-        """The loss without dropout, and how many labels are right; `look` as in `TokenModel.score`."""
-        check_targets_exist(targets, weights, self.num_labels)
-        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations)
-        sums = label_sums(self._logits(streams, mask, None), targets, weights)
-        return Evaluated(*sums, others={}, seen=seen)
+        """Is the cross-entropy.
+
+        Targets are labels from 0 to `num_labels` - 1. Another one is an error, and within `jit`, where its value is not
+        known, all sums are NaN. The target of a sequence of weight 0 may be any integer.
+        """
+        return Evaluated(
+            *label_sums(self._logits(streams, mask, seed), targets, weights, smoothing), others={}, seen=()
+        )
 
     def _logits(self, streams: Streams, mask, seed):
         pooled = self.pool(streams, mask, self.pooling)
@@ -155,7 +216,7 @@ class SequenceClassifier(Trunk):
         return widen(self.head(hidden))
 
 
-class QuestionAnswerer(Trunk):
+class QuestionAnswerer(SequenceModel):
     """The first and the last token of a span, such as an answer in a text behind its question.
 
     `label_smoothing` has no effect here: places that hold no real token cannot be the answer.
@@ -167,10 +228,6 @@ class QuestionAnswerer(Trunk):
         """Declares the parts."""
         super().setup()
         self.head = dense(self.config, 2)
-
-    def create_head(self, hidden: Float[Array, "batch length hidden"]) -> None:
-        """Visits the parameters of the head."""
-        self.head(hidden)
 
     def __call__(
         self,
@@ -188,55 +245,27 @@ class QuestionAnswerer(Trunk):
         logits = self._logits(streams, seed)
         return logits[:, 0], logits[:, 1]
 
-    def loss(
+    def judge(
         self,
-        tokens: Int[Array, "batch length"],
+        streams: Streams,
         targets: Int[Array, "batch 2"],
-        *,
-        weights: Float[Array, " batch"] | None = None,
-        mask: Bool[Array, "batch length"] | None = None,
-        rotations: Rotations | None = None,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Computes the weighted cross-entropy of starts and ends among the real tokens.
-
-        Args:
-          tokens: as in `ReformerEncoder`.
-          targets: position of the first and of the last token of the span. A position that holds no real token, such as
-            -1 or one that was cut off, does not count.
-          weights: of the examples, for each of the two; None = 1.
-          mask: as in `ReformerEncoder`.
-          rotations: as there.
-          deterministic: as there.
-
-        Returns:
-          Sum of weighted nats, and sum of weights, which is 2 for an example of weight 1; (0, 0) for zero weights.
-
-        Raises:
-          ValueError: as in `ReformerEncoder`.
-        """
-        streams, seed = self.run(tokens, mask, rotations, deterministic)
-        logits, weights = self._real_logits(streams, mask, seed), _span_weights(targets, weights, tokens, mask)
-        nats, _, weight = label_sums(logits, targets, weights)
-        return nats, weight
-
-    def score(
-        self,
-        tokens: Int[Array, "batch length"],
-        targets: Int[Array, "batch 2"],
-        *,
-        weights: Float[Array, " batch"] | None = None,
-        mask: Bool[Array, "batch length"] | None = None,
-        rotations: Rotations | None = None,
-        look: Observer | None = None,
+        weights: Float[Array, " batch"],
+        mask: Bool[Array, "batch length"] | None,
+        seed: UInt[Array, ""] | None,
+        smoothing: float,
     ) -> Evaluated:
-        """The loss without dropout, how many starts and ends are right, and as `exact` how many whole spans are."""
-        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations)
-        logits, weights = self._real_logits(streams, mask, None), _span_weights(targets, weights, tokens, mask)
+        """Is the cross-entropy of starts and ends among the real tokens; as `exact`, how many whole spans are right.
+
+        Targets are the positions of the first and of the last token of the span. A position that holds no real token,
+        such as -1 or one that was cut off, does not count. The weight of an example counts for each of the two.
+        """
+        del smoothing
+        logits = self._real_logits(streams, mask, seed)
+        weights = _span_weights(targets, weights, mask, logits.shape[-1])
         weight_of_both = jnp.min(weights, axis=1)
         are_right = jnp.all(jnp.argmax(logits, axis=-1) == targets, axis=1)
         others = {"exact": (jnp.sum(weight_of_both * are_right), jnp.sum(weight_of_both))}
-        return Evaluated(*label_sums(logits, targets, weights), others=others, seen=seen)
+        return Evaluated(*label_sums(logits, targets, weights), others=others, seen=())
 
     def _logits(self, streams: Streams, seed) -> Float[Array, "batch 2 length"]:
         hidden = self.norm(merge_streams(self.config, streams))
@@ -284,11 +313,13 @@ def label_sums(
     return jnp.sum(nats.reshape(targets.shape) * weights), weight_of(is_first, weights), jnp.sum(weights)
 
 
-def _span_weights(targets, weights, tokens, mask) -> Float[Array, "batch 2"]:
+def _or_ones(weights: jax.Array | None, targets: jax.Array) -> jax.Array:
+    return jnp.ones(targets.shape[:1]) if weights is None else weights
+
+
+def _span_weights(targets, weights, mask, length: int) -> Float[Array, "batch 2"]:
     """The weight of each start and end; 0 where its position holds no real token."""
-    length = tokens.shape[1]
     is_inside = (targets >= 0) & (targets < length)
     if mask is not None:
         is_inside &= jnp.take_along_axis(mask, jnp.clip(targets, 0, length - 1), axis=1)
-    weights = jnp.ones(len(targets)) if weights is None else widen(weights)
-    return is_inside * weights[:, None]
+    return is_inside * widen(weights)[:, None]

@@ -243,7 +243,7 @@ def test_spans_outside_the_real_tokens_do_not_count():
 def test_bfloat16_weights_of_spans_are_summed_in_float32():
     ones = jnp.ones(1021, jnp.bfloat16)
     targets = jnp.zeros((1021, 2), jnp.int32)
-    weights = heads._span_weights(targets, ones, jnp.zeros((1021, 3), jnp.int32), None)
+    weights = heads._span_weights(targets, ones, None, length=3)
     assert float(jnp.sum(jnp.min(weights, axis=1))) == 1021
     assert [float(x) for x in heads.label_sums(jnp.zeros((1021, 2, 3)), targets, ones[:, None] * weights)[1:]] == [
         2042
