@@ -53,7 +53,9 @@ def model_group() -> ConfigDict:
 
 
 def use(config: ConfigDict, *owns: DataSet | Task) -> None:
-    """Puts a data set, or a task, of your own into a config, with its options; they become fields of the config.
+    """Puts a data set, or a task, of your own into a config, in the place of the one that it has.
+
+    Its options become fields of the config; those of the one before it go back to their defaults.
 
     Args:
       config: Changed in place.
@@ -63,14 +65,14 @@ def use(config: ConfigDict, *owns: DataSet | Task) -> None:
       ValueError: If a later start could not find the class.
     """
     for own in owns:
-        group = config[own.GROUP.removeprefix("config.")]
-        values = {"name": own_code.reference(type(own))}
-        values |= {name: getattr(own, name) for name in fields_of(type(own))}
-        with group.unlocked(), group.ignore_type():
-            fresh = _group({name: field for name, field in fields_of(type(own)).items() if name not in group})
-            for name in fresh:
-                group[name] = fresh.get_ref(name) if fresh[name] is None else fresh[name]
-            group.update(values)
+        name, fields = own.GROUP.removeprefix("config."), fields_of(type(own))
+        values = {field: getattr(own, field) for field in fields}
+        # A field without a default has the type of its value.
+        typed = {x: field._replace(default=values[x]) if field.is_required else field for x, field in fields.items()}
+        group = _group(groups.GROUPS[name] | typed)
+        group.update(name=own_code.reference(type(own)), **values)
+        with config.unlocked(), config.ignore_type():
+            config[name] = group.lock()
 
 
 def check_preset(preset: str, presets: Iterable[str]) -> None:

@@ -77,6 +77,11 @@ class Field(NamedTuple):
     may_be_none: bool
     rule: Rule
 
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is dataclasses.MISSING
+
     def problem(self, name: str, value: Any) -> str:
         """Returns a sentence that begins with `name` if the value is not allowed, '' if it is."""
         return "" if self.rule.is_kept(value) else f"{name}={value!r} must be {self.rule.words}."
