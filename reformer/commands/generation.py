@@ -82,7 +82,7 @@ def prepare(
     """
     model_config = settings.validate(config)
     command_line.check_seed("--seed", seed)
-    stored = settings.read(workdir)
+    stored = settings.in_new_place(settings.read(workdir), config)
     changes = settings.differences(stored, config)
     of_data = ("data",) if load.kind(stored["data"]["name"]) == "images" else ()  # which pictures to complete
     evaluation.check_changes(changes, stored, config, ("model", "sharding", *of_data))

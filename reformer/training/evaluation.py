@@ -160,7 +160,7 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
       ValueError: If something is wrong; the message says what, and how to repair it.
     """
     model_config = settings.validate(config)
-    stored = settings.read(workdir)
+    stored = settings.in_new_place(settings.read(workdir), config)
     changes = settings.differences(stored, config)
     check_changes(changes, stored, config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:

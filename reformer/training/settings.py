@@ -193,6 +193,13 @@ def _own_names(config: Config) -> dict[str, str]:
     return {f"{group}.name": Path(name).name for group, name in names.items() if own_code.is_reference(name)}
 
 
+def in_new_place(stored: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Returns a stored config whose own data set and task are found where `config` finds the same."""
+    old, new = _own_names(stored), _own_names(config)
+    same = [group for group in groups.CHOSEN if old.get(f"{group}.name", "") == new.get(f"{group}.name")]
+    return stored | {group: stored[group] | {"name": config[group]["name"]} for group in same}
+
+
 def _resolve(config: Config) -> dict[str, Any]:
     """Returns the fields of the model that are younger than some runs, as what an automatic choice comes to."""
     try:
