@@ -10,7 +10,8 @@ from reformer.commands import command_line
 from tests.training.runs import save_untrained
 
 ROOT = pathlib.Path(__file__).parents[1]
-TESTED_ELSEWHERE = {"heads.md", "huggingface.md"}  # by test_heads_docs.py and test_huggingface_docs.py
+# By test_heads_docs.py, test_huggingface_docs.py and test_own_data.py.
+TESTED_ELSEWHERE = {"heads.md", "huggingface.md", "own_data.md"}
 # The runs that examples read. Their parameters need not be trained: what counts is that they are those of the preset.
 RUNS = {
     ("library.md", "runs/mine"): ["configs/text.py:tiny"],
