@@ -205,6 +205,13 @@ def test_a_parameter_without_axes_fails():
         sharding.parameter_shardings({"params": {"new": {"kernel": jnp.zeros(2)}}}, sharding.make_mesh())
 
 
+def test_a_head_of_ones_own_is_whole_on_every_device_and_a_dense_one_is_split():
+    head = {"head": {"kernel": jnp.zeros((8, 4)), "mixture": {"kernel": jnp.zeros((8, 4))}}}
+    places = sharding.parameter_shardings(head, sharding.make_mesh(fsdp=8))["head"]
+    assert places["kernel"].shard_shape((8, 4)) == (1, 4)
+    assert places["mixture"]["kernel"].is_fully_replicated
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -32,7 +32,7 @@ class Task(Options, abc.ABC):
 
         `create()` visits every parameter. `loss(**batch, deterministic)` returns the sums of weighted nats and of
         weights. `score(**batch, look)` returns a `models.language.Evaluated`; `look` observes attention, or is None.
-        A batch holds the arrays of `Source.to_row`, by name.
+        A batch holds the arrays of `Source.to_row`, by name. `models.heads.SequenceModel` has all three.
         """
 
     def load(self, data: DataSet, length: int) -> Source:

@@ -77,11 +77,16 @@ def error(capsys, program, *arguments):
     return line
 
 
-def test_the_examples_are_short_and_read_no_private_name():
+def test_the_examples_are_short_and_read_no_private_name_and_no_file_of_ours_knows_them():
     assert sorted(FILES) == ["dna.py", "regression.py"]
     for code in FILES.values():
         assert len([line for line in code.splitlines() if line]) <= 30
         assert not re.search(r"import _|[. ]_\w", code)
+    classes = re.findall(r"^class (\w+)", "\n".join(FILES.values()), re.MULTILINE)
+    assert classes == ["Fasta", "Regressor", "Regression"]
+    ours = [*(ROOT / "reformer").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+    touched = [path for path in ours if re.search(rf"\b({'|'.join(classes)})\b", path.read_text())]
+    assert len(touched) == 0 < len(ours)
 
 
 @pytest.mark.slow
