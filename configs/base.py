@@ -70,6 +70,9 @@ def data_group() -> ConfigDict:
     # File or folder of 'text', 'packages' and images; a local copy of enwik8, imagenet64, wmt14_ende; of 'pairs' what
     # the names of the files begin with, up to '.train.en'; '' otherwise.
     group.path = ""
+    group.tokens = "bytes"  # of text: 'bytes' | 'subwords', a SentencePiece model or a tokenizer.json; see `subwords`
+    group.pack_documents = False  # of text: windows hold whole documents (files, JSON lines), as many as fit, if short
+    group.separate_documents = False  # of text: tokens attend within their document only
     group.text_field = ""  # of 'text': the field of JSON lines that is a document; '' = files are plain text
     group.cache_dir = ""  # where prepared data is kept; '' = ~/.cache/reformer
     group.valid_fraction = 0.05  # share of the files (or of the end of a single file) held out for validation
@@ -83,7 +86,9 @@ def data_group() -> ConfigDict:
     group.examples_per_label = 50  # of 'packages': windows of each folder to train on
     group.source_language = "en"  # of 'pairs' and 'wmt14_ende': what the names of the files end with
     group.target_language = "de"
-    group.num_subwords = 8000  # of 'pairs' and 'wmt14_ende', of both languages together; model.vocab_size is the same
+    # So many are learned: of 'pairs' and 'wmt14_ende' for both languages together, and model.vocab_size is the same; of
+    # text, and model.vocab_size is 3 more.
+    group.num_subwords = 8000
     group.subwords = ""  # file of a vocabulary, such as subwords.model in the workdir of a run; '' = learn it
     group.join = 1  # of 'pairs' and 'wmt14_ende': so many pairs, or as many as fit, make a document
     return group

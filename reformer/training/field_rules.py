@@ -30,12 +30,20 @@ FIELD_RULES = (
     (*_is_one_of(("rsqrt", "cosine", "constant")), ["optimizer.schedule"]),
     (*_is_one_of(load.MODULES), ["data.name"]),
     (*_is_one_of(registry.NAMES), ["task.name"]),
+    (*_is_one_of(("bytes", "subwords")), ["data.tokens"]),
     (*_is_one_of(POOLINGS), ["task.pooling"]),
     (*_is_one_of(ORDERS), ["task.patch_order"]),
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        ["data.skip_bad_images", "data.random_flip", "task.share_embeddings", "sharding.split_length"],
+        [
+            "data.skip_bad_images",
+            "data.random_flip",
+            "data.pack_documents",
+            "data.separate_documents",
+            "task.share_embeddings",
+            "sharding.split_length",
+        ],
     ),
     (
         "text in quotes",
