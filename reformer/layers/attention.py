@@ -25,11 +25,13 @@ class Fixed(NamedTuple):
       mask: True = real token; None = all.
       rotations: of an LSH layer.
       seed: of the dropout masks; None = no dropout.
+      documents: of every token the number of its document; None = all is one.
     """
 
     mask: Bool[Array, "batch length"] | None = None
     rotations: Float[Array, "heads head_dim rounds columns"] | None = None
     seed: UInt[Array, ""] | None = None
+    documents: Int[Array, "batch length"] | None = None
 
 
 def num_buckets(length: int, config: ReformerConfig) -> tuple[int, ...]:

@@ -115,7 +115,7 @@ class AttentionResidual:
         seeds = None
         if plan.rule.dropout_rate:
             seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
-        return plan, Context(fixed.mask, order, seeds)
+        return plan, Context(fixed.mask, order, seeds, fixed.documents)
 
     def _attend_and_combine(self, params, onto, projected: Arrays, plan: Plan, context: Context, fixed: Fixed):
         return map_length(
@@ -151,19 +151,19 @@ def attention_residual(config: ReformerConfig, kind: str) -> Residual:
 def _specs():
     """Where arrays by example, by example and head, and by head lie, and the context of attention."""
     batch, batch_heads = sharding.spec("act_batch"), sharding.spec("act_batch", "act_heads")
-    return batch, batch_heads, sharding.spec("act_heads"), Context(batch, batch_heads, batch_heads)
+    return batch, batch_heads, sharding.spec("act_heads"), Context(batch, batch_heads, batch_heads, batch)
 
 
 def _sort(config: ReformerConfig, query_key, fixed: Fixed, keep_buckets: bool) -> Order:
     """Hashes and sorts, every head and example on its own device."""
     factors = num_buckets(query_key.shape[2], config)
 
-    def sort(query_key, rotations, mask):
-        return ops.sort_by_hash(query_key, rotations, factors, mask, keep_buckets=keep_buckets)
+    def sort(query_key, rotations, mask, documents):
+        return ops.sort_by_hash(query_key, rotations, factors, mask, keep_buckets=keep_buckets, documents=documents)
 
     batch, batch_heads, heads, _ = _specs()
-    run = sharding.shard_map(sort, (batch_heads, heads, batch), batch_heads)
-    return run(query_key, fixed.rotations, fixed.mask)
+    run = sharding.shard_map(sort, (batch_heads, heads, batch, batch), batch_heads)
+    return run(query_key, fixed.rotations, fixed.mask, fixed.documents)
 
 
 def _attend(plan: Plan, projected: Arrays, context: Context):

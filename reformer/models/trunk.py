@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
 
 from reformer.config import ReformerConfig
 from reformer.layers import stack
@@ -78,6 +78,7 @@ class Trunk(nn.Module):
         deterministic: bool = True,
         run_stack: Callable = stack.run_stack,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
     ) -> tuple[Streams, UInt[Array, ""] | None]:
         """Embeds and runs the stack.
 
@@ -89,6 +90,8 @@ class Trunk(nn.Module):
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
           run_stack: how; `observe` has its own.
           encoded: what the layers with cross attention attend to.
+          documents: of every token the number of its document, from 0, in ascending order: tokens attend within their
+            document only, and what one gives does not depend on the contents of the others; None = all is one.
 
         Returns:
           Both streams after the last layer, and the dropout seed of the head, None = no dropout.
@@ -100,10 +103,11 @@ class Trunk(nn.Module):
         config = self.config
         check_is_set(inputs)
         length = _check_inputs(inputs, mask, config.max_length)
+        _check_documents(config, inputs, documents)
         if _are_ids(inputs):
             check_ids("tokens", inputs, config.vocab_size, counting=(mask,), repair="the tokens")
         seed = self._dropout_seed(deterministic)
-        inputs, mask = _pad(inputs, mask, padded_length(length, config))
+        inputs, mask, documents = _pad(inputs, mask, documents, padded_length(length, config))
         x = self.embed(inputs)
         if _are_ids(inputs):
             x = spoil_missing(x, inputs, mask, config.vocab_size)
@@ -113,7 +117,8 @@ class Trunk(nn.Module):
         if self.is_initializing():
             self.stack(x[:1, :1])
         _check_encoded(config, len(x), encoded)
-        fixed = self._fixed(x.shape[1], mask, rotations, seed, None if encoded is None else encoded.mask)
+        encoded_mask = None if encoded is None else encoded.mask
+        fixed = self._fixed(x.shape[1], mask, rotations, seed, encoded_mask, documents)
         context = () if encoded is None else constrain(encoded.hidden, "act_batch", "replicated", "act_embed")
         streams = run_stack(config, self.variables["params"]["stack"], x, fixed, context)
         return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
@@ -141,7 +146,7 @@ class Trunk(nn.Module):
             raise ValueError("deterministic=False with dropout needs rngs={'dropout': key}.")
         return draw_seed(self.make_rng("dropout"))
 
-    def _fixed(self, length: int, mask, rotations, seed, encoded_mask):
+    def _fixed(self, length: int, mask, rotations, seed, encoded_mask, documents):
         """The fixed inputs of the residual functions, stacked over blocks."""
         config = self.config
         num_blocks, parts = config.num_blocks, stack.parts(config)
@@ -154,7 +159,8 @@ class Trunk(nn.Module):
         for (kind, part), of_part in zip(itertools.product(config.attention_pattern, parts), seeds, strict=True):
             if part == "attention":
                 of_layer = next(per_layer) if kind == "lsh" else None
-                fixed.append(Fixed(stack.stack_over_blocks(mask, num_blocks), of_layer, of_part))
+                of_tokens = [stack.stack_over_blocks(x, num_blocks) for x in (mask, documents)]
+                fixed.append(Fixed(of_tokens[0], of_layer, of_part, of_tokens[1]))
             elif part == "cross_attention":
                 fixed.append(Fixed(stack.stack_over_blocks(encoded_mask, num_blocks), None, of_part))
             else:
@@ -194,6 +200,7 @@ class Trunk(nn.Module):
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
     ) -> tuple[Streams, tuple]:
         """Runs the model without dropout and looks into the attention of every layer.
 
@@ -204,6 +211,7 @@ class Trunk(nn.Module):
           mask: as in `run`.
           rotations: as in `run`.
           encoded: as in `run`.
+          documents: as in `run`.
 
         Returns:
           Both streams after the last layer, and for every layer of the pattern what `look` returned,
@@ -219,7 +227,7 @@ class Trunk(nn.Module):
             seen.extend(collected)
             return streams
 
-        streams, _ = self.run(inputs, mask, rotations, run_stack=run, encoded=encoded)
+        streams, _ = self.run(inputs, mask, rotations, run_stack=run, encoded=encoded, documents=documents)
         return streams, tuple(seen)
 
     def run_and_look(
@@ -229,11 +237,12 @@ class Trunk(nn.Module):
         rotations: Rotations | None,
         look: stack.Observer | None,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
     ) -> tuple[Streams, tuple]:
         """`observe`, or if `look` is None `run` without dropout, where nothing is seen: ()."""
         if look is None:
-            return self.run(inputs, mask, rotations, encoded=encoded)[0], ()
-        return self.observe(inputs, look, mask=mask, rotations=rotations, encoded=encoded)
+            return self.run(inputs, mask, rotations, encoded=encoded, documents=documents)[0], ()
+        return self.observe(inputs, look, mask=mask, rotations=rotations, encoded=encoded, documents=documents)
 
     def pool(
         self,
@@ -318,11 +327,24 @@ def draw_rotations(
     return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
 
 
-def _pad(inputs, mask, length: int):
+def _check_documents(config: ReformerConfig, inputs, documents) -> None:
+    if documents is None:
+        return
+    if documents.shape != inputs.shape[:2]:
+        raise ValueError(f"documents of shape {documents.shape} must be [batch, length] = {inputs.shape[:2]}.")
+    if config.attention_implementation != "plain":
+        raise ValueError(
+            f"attention_implementation={config.attention_implementation!r} does not keep documents apart. Use "
+            "attention_implementation='plain', or leave documents out."
+        )
+
+
+def _pad(inputs, mask, documents, length: int):
     """Pads to `length` with masked tokens, as Hugging Face's windows need it."""
     missing = length - inputs.shape[1]
     if not missing:
-        return inputs, mask
+        return inputs, mask, documents
     mask = jnp.ones(inputs.shape[:2], bool) if mask is None else mask
     behind = [(0, 0), (0, missing)]
-    return jnp.pad(inputs, behind + [(0, 0)] * (inputs.ndim - 2)), jnp.pad(mask, behind)
+    documents = None if documents is None else jnp.pad(documents, behind, mode="edge")
+    return jnp.pad(inputs, behind + [(0, 0)] * (inputs.ndim - 2)), jnp.pad(mask, behind), documents

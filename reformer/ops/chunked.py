@@ -58,7 +58,8 @@ def _tokens(plan: Plan, context: Context, rounds: _Round, this: _Round, length: 
     if plan.correct_duplicates:
         chunks = rounds.inverse.T // plan.cut.chunk_length
         buckets = None if rounds.bucket is None else rounds.bucket.T
-    return Tokens(jnp.arange(length, dtype=jnp.int32), context.mask, this.bucket, chunks, buckets)
+    position = jnp.arange(length, dtype=jnp.int32)
+    return Tokens(position, context.mask, this.bucket, chunks, buckets, context.documents)
 
 
 class _View(NamedTuple):

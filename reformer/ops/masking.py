@@ -51,6 +51,7 @@ class Tokens(NamedTuple):
       chunks: the number of the token's chunk in each of r rounds, to count how often a pair meets;
         None = duplicates are not corrected.
       buckets: likewise the buckets, where pairs of different buckets do not meet.
+      document: pairs of different documents are forbidden; None = all is one.
     """
 
     position: Int[Array, "*c n"]
@@ -58,6 +59,7 @@ class Tokens(NamedTuple):
     bucket: Int[Array, "*c n"] | None = None
     chunks: Int[Array, "*c n r"] | None = None
     buckets: Int[Array, "*c n r"] | None = None
+    document: Int[Array, "*c n"] | None = None
 
 
 class Pairs(NamedTuple):
@@ -84,6 +86,8 @@ def allowed(rule: Rule, pairs: Pairs) -> Bool[Array, "c q k"]:
     result = in_reach & usable[:, None, :]
     if query.bucket is not None:
         result &= _every_pair(jnp.equal, query.bucket, key.bucket)
+    if query.document is not None:
+        result &= _every_pair(jnp.equal, query.document, key.document)
     return result
 
 

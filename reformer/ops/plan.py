@@ -36,11 +36,12 @@ class Order(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What attention does not differentiate: mask (True = real token), order and dropout seed."""
+    """What attention does not differentiate: mask (True = real token), order, dropout seed and numbers of documents."""
 
     mask: Bool[Array, "*rows l"] | None = None
     order: Order | None = None
     seed: UInt[Array, "*rows"] | None = None
+    documents: Int[Array, "*rows l"] | None = None
 
 
 class Plan(NamedTuple):

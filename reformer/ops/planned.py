@@ -108,8 +108,9 @@ def _map_rows(plan: Plan, run, arrays: Arrays, context: Context, *others):
 def _flatten_rows(arrays: Arrays, context: Context, *others):
     """Merges the axes of examples and heads; returns the arrays, and the function that separates them again."""
     batch, num_heads, length, _ = arrays.query.shape
-    if context.mask is not None:
-        context = context._replace(mask=jnp.broadcast_to(context.mask[:, None], (batch, num_heads, length)))
+    of_tokens = {"mask": context.mask, "documents": context.documents}
+    spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (batch, num_heads, length)), of_tokens)
+    context = context._replace(**spread)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, context, *others))
     return flat, partial(jax.tree.map, lambda x: x.reshape(batch, num_heads, *x.shape[1:]))
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
+from reformer.data import load
 from reformer.host import paths
 from reformer.layers.attention import padded_length
 from reformer.tasks import registry
@@ -160,10 +161,32 @@ def _problems_of_data(config: ConfigDict) -> Iterator[str]:
             f"config.data.text_field={data.text_field!r} is not read by config.data.name={data.name!r}. Leave it out, "
             "or use configs/text.py."
         )
+    yield from _problems_of_text(config)
     if data.valid_fraction + data.test_fraction >= 1:
         yield (
             f"config.data.valid_fraction={data.valid_fraction} and config.data.test_fraction={data.test_fraction} "
             "leave nothing to train on. Their sum must be below 1."
+        )
+
+
+def _problems_of_text(config: ConfigDict) -> Iterator[str]:
+    data, is_text = config.data, load.kind(config.data.name) == "text"
+    chosen = {"tokens": data.tokens != "bytes"}
+    chosen |= {name: data[name] for name in ("pack_documents", "separate_documents")}
+    for name in (name for name, is_chosen in chosen.items() if is_chosen and not is_text):
+        yield (
+            f"config.data.{name}={data[name]!r} is not read by config.data.name={data.name!r}. Leave it out, or use "
+            "configs/text.py."
+        )
+    if is_text and data.subwords and data.tokens == "bytes":
+        yield f"config.data.subwords={data.subwords!r} is not read by data.tokens='bytes'. Set data.tokens='subwords'."
+    for name in ("pack_documents", "separate_documents"):
+        if data[name] and config.task.name != "language":
+            yield f"config.data.{name}=True is for config.task.name='language', not {config.task.name!r}. Leave it out."
+    if data.separate_documents and config.model.attention_implementation != "plain":
+        yield (
+            "config.data.separate_documents=True needs config.model.attention_implementation='plain'; the fused kernel "
+            "does not keep documents apart."
         )
 
 

@@ -19,6 +19,9 @@ def _config(**changes):
         "test_fraction": 0.05,
         "repeat_distance": 128,
         "text_field": "",
+        "tokens": "bytes",
+        "pack_documents": False,
+        "separate_documents": False,
     }
     return SimpleNamespace(**(defaults | changes))
 
