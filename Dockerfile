@@ -8,7 +8,7 @@ WORKDIR /reformer
 COPY requirements.txt pyproject.toml README.md LICENSE ./
 RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
-RUN pip install --no-cache-dir ".${EXTRA:+[$EXTRA]}"
+RUN pip install --no-cache-dir "./${EXTRA:+[$EXTRA]}"
 
 WORKDIR /runs
 CMD ["reformer-train", "--help"]

@@ -22,7 +22,7 @@ from benchmarks import record, train_step
 from reformer import ReformerConfig, ReformerLM, decoding
 from reformer.commands import evaluate
 from reformer.host import paths
-from reformer.layers.attention import fix_num_buckets
+from reformer.layers.kinds import fix_num_buckets
 from reformer.training import batches, checkpoint
 
 PATTERNS = {"local+lsh": ("local", "lsh"), "full": ("full",)}

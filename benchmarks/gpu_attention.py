@@ -24,7 +24,8 @@ from benchmarks import record, train_step
 from reformer import lsh_attention
 from reformer.ops import attention, hashing, planned
 from reformer.ops.masking import Rule
-from reformer.ops.plan import IMPLEMENTATIONS, Arrays, Context, chunked_plan
+from reformer.ops.plan import Arrays, Given
+from reformer.ops.planned import IMPLEMENTATIONS, chunked_plan
 from reformer.training import memory
 
 HEAD_DIM, CHUNK_LENGTH = 64, 64
@@ -73,15 +74,15 @@ def errors(length: int) -> list[list[str]]:
         query, _, value, cotangent = (jnp.swapaxes(x, 1, 2) for x in make_inputs(length, 2, dtype))
         factors = hashing.choose_num_buckets(length, CHUNK_LENGTH)
         rotations = hashing.draw_rotations(jax.random.key(0), 2, HEAD_DIM, 2, factors)
-        context = Context(order=attention.sort_by_hash(query, rotations, factors))
+        given = Given(order=attention.sort_by_hash(query, rotations, factors))
 
-        def run(implementation, query, value, cotangent, context):
+        def run(implementation, query, value, cotangent, given):
             rule = Rule(causal=True, shared=True, before=1)
             plan = chunked_plan(query.shape[2], CHUNK_LENGTH, rule, implementation=implementation)
-            return planned.attend_with_gradients(plan, Arrays(query, None, value), context, cotangent)
+            return planned.attend_with_gradients(plan, Arrays(query, None, value), given, cotangent)
 
         run = jax.jit(run, static_argnums=0)
-        arguments = (query, value, cotangent, context)
+        arguments = (query, value, cotangent, given)
         found = {name: jax.device_get(run(name, *arguments)) for name in IMPLEMENTATIONS}
         with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
             host = jax.tree.map(np.asarray, arguments)

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import record, train_step
 from reformer import ReformerConfig, num_buckets
-from reformer.layers.attention import Fixed, plan_attention
+from reformer.layers.attention import Fixed
 from reformer.layers.attention_residual import attention_residual
 from reformer.layers.feed_forward import feed_forward_residual
+from reformer.layers.kinds import KINDS
 from reformer.ops import attention as ops
 from reformer.ops import hashing, planned
-from reformer.ops.plan import Arrays, Context
+from reformer.ops.plan import Arrays, Given
 
 NUM_KEYS = 128  # that a query sees: two chunks
 
@@ -46,14 +47,14 @@ def make_parts(config: ReformerConfig) -> dict[str, tuple]:
         arrays = Arrays(projected, None if kind == "lsh" else key, value)
         order = ops.sort_by_hash(projected, rotations, factors) if kind == "lsh" else None
         seeds = None if seed is None else ops.dropout_seeds(seed, 1, config.num_heads)
-        context, plan = Context(None, order, seeds), plan_attention(config, kind, length, seed is not None)
+        given, plan = Given(None, order, seeds), KINDS[kind].plan(config, length, seed is not None)
         fixed, residual = Fixed(None, rotations, seed), attention_residual(config, kind)
         of_layer = params[f"layer_{i}"]["attention"]
         linear = 2 * config.embed_dim * width * (3 if kind == "lsh" else 4)
-        parts[f"{kind} attention"] = (lambda a, c, p=plan: planned.attend(p, a, c), (arrays, context), attention_flop)
+        parts[f"{kind} attention"] = (lambda a, c, p=plan: planned.attend(p, a, c), (arrays, given), attention_flop)
         parts[f"{kind} attention with gradients"] = (
             lambda a, c, d, p=plan: planned.attend_with_gradients(p, a, c, d),
-            (arrays, context, cotangent),
+            (arrays, given, cotangent),
             3.5 * attention_flop,
         )
         if kind == "lsh":

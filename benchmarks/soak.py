@@ -2,7 +2,7 @@
 
 python benchmarks/soak.py [--num_chains 5]     (`make soak`)
 
-The points are those of reformer/training/faults.py. A chain is one workdir: the same command is started until it ends
+The points are those of benchmarks/kills.py. A chain is one workdir: the same command is started until it ends
 by itself, and killed ten times on the way, twice each during compilation, training, a save, a restore and an
 evaluation. Nothing is cleaned between two starts. At the end the parameters, the optimizer's state and the journal must
 be those of the unbroken run bit for bit, with the same files in the workdir.
@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import jax
 import numpy as np
 
-from benchmarks import record
+from benchmarks import kills, record
 from configs import base
 from reformer import sharding
-from reformer.training import checkpoint, faults, metrics, programs, settings
+from reformer.training import checkpoint, metrics, settings, step
 
 SAVE_POINTS = ("save", "save_some", "save_files", "save_manifest", "save_commit", "save_committed", "save_delete")
 OVERRIDES = {
@@ -74,7 +74,7 @@ class Soak:
         (directory / "words.txt").write_text(" ".join(random.Random(0).choices(words, k=4000)))
         self._command = [
             sys.executable,
-            str(record.ROOT / "train.py"),
+            str(record.ROOT / "benchmarks" / "kills.py"),
             f"--config={record.ROOT}/configs/text.py:tiny",
             f"--config.data.path={directory}/words.txt",
             *(f"--config.{name}={value}" for name, value in OVERRIDES.items()),
@@ -95,7 +95,7 @@ class Soak:
         began = time.perf_counter()
         process = subprocess.run(
             [*self._command, f"--workdir={self.directory / name}"],
-            env=self._environment | {faults.VARIABLE: kill},
+            env=self._environment | {kills.VARIABLE: kill},
             capture_output=True,
             text=True,
         )
@@ -106,10 +106,10 @@ class Soak:
             raise AssertionError(f"{name}: a kill left a damaged checkpoint\n{process.stderr}")
         return time.perf_counter() - began
 
-    def chain(self, name: str, kills: Sequence[str]) -> list[dict[str, Any]]:
-        """Kills the run in the workdir `name` at each of `kills`, lets it end, compares; returns a record of each."""
+    def chain(self, name: str, points: Sequence[str]) -> list[dict[str, Any]]:
+        """Kills the run in the workdir `name` at each of `points`, lets it end, compares; returns a record of each."""
         records = []
-        for kill in kills:
+        for kill in points:
             seconds = self.start(name, kill)
             records.append({"chain": name, "kill": kill, "seconds": round(seconds, 1), **self._progress(name)})
         self.start(name)
@@ -141,7 +141,7 @@ def _final_arrays(workdir: Path) -> dict[str, bytes]:
     config = settings.update(base.get_config(), settings.read(workdir))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        target = programs.make_programs(config, mesh).target
+        target = step.make_programs(config, mesh).target
         state, _ = checkpoints.restore(checkpoint.choose(checkpoints, "latest"), target)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
@@ -156,8 +156,8 @@ def main() -> None:
     origin, began, counts = record.provenance(), time.perf_counter(), collections.Counter()
     with tempfile.TemporaryDirectory() as directory:
         soak = Soak(Path(directory))
-        for number, kills in enumerate(chains(num_chains)):
-            for result in soak.chain(f"chain_{number}", kills):
+        for number, points in enumerate(chains(num_chains)):
+            for result in soak.chain(f"chain_{number}", points):
                 counts[result["kill"].partition(":")[0]] += 1
                 print(json.dumps(result), flush=True)
     total = sum(counts.values())

@@ -24,7 +24,7 @@ from benchmarks import record
 from configs import vit
 from reformer.commands import command_line
 from reformer.host import paths
-from reformer.training import batches, loop, memory, metrics, programs, settings
+from reformer.training import batches, loop, memory, metrics, settings, step
 
 PRESETS = [f"patch{size}{kind}" for size in (8, 4, 2) for kind in ("_full", "")]
 TINY = ["tiny_full", "tiny"]
@@ -56,8 +56,8 @@ def measure_step(preset: str, overrides: Sequence[str], workdir: Path) -> dict:
     """Measures the training step of a preset in this process, which should be a fresh one."""
     run = loop.prepare(make_config(preset, 0, 100, 1, overrides), str(workdir / "unused"))
     with jax.set_mesh(run.mesh):
-        made = programs.make_programs(run.config, run.mesh)
-        compiled = programs.compile_step(made, batches.training_shapes(run.config, run.data, run.mesh))
+        made = step.make_programs(run.config, run.mesh)
+        compiled = step.compile_step(made, batches.training_shapes(run.config, run.data, run.mesh))
         batch = batches.to_mesh(next(batches.training_batches(run.config, run.data, run.mesh)), run.mesh)
         seconds = []
         for _ in range(1 + NUM_TIMED):

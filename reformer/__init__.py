@@ -5,7 +5,8 @@ Source: Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer", ar
 
 from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
-from reformer.layers.attention import num_buckets
+from reformer.interop import export
+from reformer.layers.kinds import num_buckets
 from reformer.models.electra import ReformerElectra
 from reformer.models.encoder_decoder import ReformerEncoderDecoder
 from reformer.models.heads import QuestionAnswerer, ReformerEncoder, SequenceClassifier, TokenClassifier
@@ -45,6 +46,7 @@ __all__ = [
     "SequenceClassifier",
     "TokenClassifier",
     "compiler_options",
+    "export",
     "full_attention",
     "load",
     "local_attention",

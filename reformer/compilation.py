@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from reformer import sharding
 from reformer.host import paths
 
 CACHE_DIR = "~/.cache/reformer/compiled"
@@ -18,12 +19,13 @@ _CACHE_SECONDS = 0.2  # a program that takes less to compile is not kept; JAX's 
 
 
 def compiler_options() -> dict[str, str] | None:
-    """Returns options for `jax.jit(..., compiler_options=...)` on the default backend; None = its defaults.
+    """Returns options for `jax.jit(..., compiler_options=...)`; None = JAX's defaults.
 
-    On CPU: without XLA's YNN fusions, which keep scratch memory of their own (`memory_analysis` does not show it) and
-    make a step of these models about 7 % slower; see docs/performance.md.
+    They are for the devices of the current mesh, else for the default device. On CPU: without XLA's YNN fusions, which
+    keep scratch memory of their own (`memory_analysis` does not show it) and make a step of these models about 7 %
+    slower; see docs/performance.md.
     """
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if sharding.target_platform() == "cpu" else None
 
 
 def keep_compiled(directory: str) -> None:

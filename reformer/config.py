@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
-ATTENTION_KINDS = ("full", "local", "lsh")
+ATTENTION_KINDS: dict[str, Any] = {}  # by name; `reformer.layers.kinds` registers ours, and whoever has others
 POSITION_EMBEDDINGS = ("axial", "learned", "sinusoidal")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 SEMANTICS = ("reformer", "huggingface")
@@ -31,7 +32,7 @@ class ReformerConfig:
     head_dim: int = 64
 
     # Attention.
-    attention_pattern: tuple[str, ...] = ("local", "lsh")  # 'full' | 'local' | 'lsh', repeated over the depth
+    attention_pattern: tuple[str, ...] = ("local", "lsh")  # 'full' | 'local' | 'lsh' | own, repeated over the depth
     causal: bool = True  # False: bidirectional, a masked language model
     num_hashes: int = 2  # rounds of LSH
     num_buckets: int | tuple[int, ...] | None = (
@@ -93,8 +94,8 @@ class ReformerConfig:
 
     @property
     def num_lsh_layers(self) -> int:
-        """Number of LSH layers over the whole depth."""
-        return self.num_blocks * self.attention_pattern.count("lsh")
+        """Number of layers over the whole depth that hash."""
+        return self.num_blocks * sum(ATTENTION_KINDS[kind].is_hashed for kind in self.attention_pattern)
 
     @property
     def looks_ahead(self) -> bool:
@@ -129,12 +130,10 @@ class ReformerConfig:
         first = self.embed_dim // (2 * num_axes)
         return (first,) * (num_axes - 1) + (self.embed_dim - first * (num_axes - 1),)
 
-    def attention_weights_dropout_rate(self, kind: str) -> float:
-        """Dropout rate of the attention weights of a layer of `kind`."""
-        rates = [self.attention_dropout_rate, self.dropout_rate]
-        if kind == "lsh":
-            rates.insert(0, self.lsh_attention_dropout_rate)
-        return next(rate for rate in rates if rate is not None)
+    @property
+    def attention_weights_dropout_rate(self) -> float:
+        """`attention_dropout_rate`, or what is used when it is None."""
+        return self.dropout_rate if self.attention_dropout_rate is None else self.attention_dropout_rate
 
 
 def derive_encoder_config(config: ReformerConfig) -> ReformerConfig:
@@ -243,7 +242,7 @@ def _problems_of_choices(config: ReformerConfig) -> Iterator[str]:
 
 def _problems_of_tuples(config: ReformerConfig) -> Iterator[str]:
     pattern, num_buckets = config.attention_pattern, config.num_buckets
-    if not isinstance(pattern, tuple) or not pattern or any(kind not in ATTENTION_KINDS for kind in pattern):
+    if not isinstance(pattern, tuple) or not pattern or any(kind not in list(ATTENTION_KINDS) for kind in pattern):
         yield (
             f"attention_pattern={pattern!r} must be a tuple of {', '.join(map(repr, ATTENTION_KINDS))}. "
             "On the command line quote each name: --config.model.attention_pattern=\"('local','lsh')\"."
@@ -296,14 +295,8 @@ def _problems_of_semantics(config: ReformerConfig) -> Iterator[str]:
             "lsh_within_bucket and lsh_correct_duplicates do not exist under semantics='huggingface'. "
             "Set them to False or use semantics='reformer'."
         )
-    if config.semantics == "huggingface" and config.causal:
-        for kind in sorted(set(config.attention_pattern) - {"full"}):
-            name = f"{kind}_num_chunks_after"
-            if getattr(config, name):
-                yield (
-                    f"{name}={getattr(config, name)} with causal=True and semantics='huggingface': the last chunk "
-                    "would see the first. Use 0, as Hugging Face requires."
-                )
+    for kind in sorted(set(config.attention_pattern)):
+        yield from ATTENTION_KINDS[kind].problems(config)
     if config.look_ahead and not (config.causal and config.semantics == "reformer"):
         yield (
             f"look_ahead=True needs causal=True and semantics='reformer'; found causal={config.causal} and "

@@ -7,10 +7,11 @@ an axis of an array *is*; this file says where that goes on the current mesh. Th
 constants and the mesh is part of what JAX compiles for, so nothing depends on when it was set.
 """
 
+import contextlib
 import functools
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -91,6 +92,31 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, split_length: bool
     shape = tuple(sizes.values())
     axes = ("data", "fsdp", "length" if split_length else "tensor")
     return jax.make_mesh(shape, axes, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def target_platform() -> str:
+    """Returns 'cpu', 'gpu' or 'tpu': of the devices for which what is traced now will be compiled.
+
+    They are those of the current mesh or of `compiling_for`, else the default device. The host's own devices say
+    nothing about it: programs are compiled and exported for machines that are elsewhere.
+    """
+    known: Any = jax.config  # its attributes are made at run time
+    device = jax.sharding.get_abstract_mesh().abstract_device or known.jax_default_device
+    platform = getattr(device, "platform", device) or jax.default_backend()
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Within it programs are traced, and lowered, for devices that need not be there.
+
+    Args:
+      platform: 'cpu', 'cuda', 'rocm' or 'tpu', as `jax.export` has them.
+    """
+    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    # The mesh, even an empty one, is part of what JAX keeps a traced program by; a variable of our own would not be.
+    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh().update(abstract_device=device)):
+        yield
 
 
 def validate(

@@ -36,6 +36,7 @@ CHECKED = [
         "layers",
         "models",
         "ops",
+        "reference",
         "tasks",
         "training",
     )
@@ -47,7 +48,9 @@ flags.FLAGS.mark_as_parsed()
 def pytest_configure(config):
     """Register the markers, and make every warning from our own modules an error."""
     config.addinivalue_line("markers", "slow: takes more than two seconds; deselect with -m 'not slow'")
-    config.addinivalue_line("markers", "gpu: needs an accelerator")
+    config.addinivalue_line(
+        "markers", "aot: compiles for accelerators that are not there; only `make test-aot` runs it"
+    )
     config.addinivalue_line("filterwarnings", r"error:::reformer(\.|$)")
 
 

@@ -62,3 +62,17 @@ def test_a_command_of_the_pages_names_a_config_and_fields_that_exist(arguments):
     config, *overrides = (argument.replace('"', "").replace("=N", "=3") for argument in arguments)
     loaded = command_line.load_config(f"{ROOT}/{config.removeprefix('--config=')}")
     command_line.override(loaded, overrides)
+
+
+def test_every_page_of_docs_is_in_the_navigation_of_the_site():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2].partition("\n\n")[0]
+    named = re.findall(r": (\S+\.(?:md|ipynb))$", navigation, re.MULTILINE)
+    there = [path.name for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".ipynb")]
+    assert sorted(named) == sorted([*there, "index.md"])  # the README
+
+
+def test_every_link_of_the_pages_leads_to_a_file():
+    for name, page in pages().items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\((?!https?:|#)([^)\s#]+)", page):
+            assert (folder / target).exists(), f"{name}: {target}"

@@ -20,7 +20,7 @@ from reformer.training import writers
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Not in requirements.txt: the tests have stand-ins for these services, and accelerators are not on every machine.
-APART = {"wandb", "mlflow", "hub", "cuda12", "tpu", "dev"}
+APART = {"wandb", "mlflow", "hub", "cuda12", "tpu", "docs", "dev"}
 
 
 def requirements(lines):
@@ -37,6 +37,7 @@ def test_requirements_are_the_base_and_the_extras():
     everything = [line for extra in parts.keys() - APART for line in parts[extra]]
     assert listed_in("requirements.txt") == requirements([*PROJECT["dependencies"], *everything])
     assert listed_in("requirements-dev.txt") == requirements(parts["dev"])
+    assert listed_in("requirements-docs.txt") == requirements(parts["docs"])
 
 
 def test_the_base_has_none_of_the_large_packages():

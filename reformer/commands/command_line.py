@@ -7,7 +7,6 @@ import inspect
 import io
 import os
 import re
-import runpy
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ from ml_collections import ConfigDict, config_flags
 
 from reformer import compilation, configs
 from reformer.config import is_integer, is_number
-from reformer.host import extras, paths
-from reformer.training import distributed, field_rules, memory, settings
+from reformer.host import extras, own_code, paths
+from reformer.training import distributed, groups, memory, settings
 
 _OUT_OF_MEMORY = (
     "the memory of a device does not suffice. Lower the batch_size of config.training or config.evaluation, raise "
@@ -40,8 +39,8 @@ class Parser(argparse.ArgumentParser):
         """Takes what --help says first, and whether several processes may work on it together."""
         super().__init__(
             description=description,
-            epilog="Any field of the config is set by --config.GROUP.FIELD=VALUE; configs/base.py and, for the model, "
-            "reformer/config.py list them.",
+            epilog="Any field of the config is set by --config.GROUP.FIELD=VALUE; configs/base.py says where they "
+            "stand.",
             allow_abbrev=False,
         )
         self.add_argument(
@@ -147,7 +146,7 @@ def load_config(path_and_preset: str) -> ConfigDict:
             "or one of ours, such as configs/stdlib.py."
         )
     try:
-        get_config = runpy.run_path(path).get("get_config")
+        get_config = getattr(own_code.run(path), "get_config", None)
         takes_preset = get_config is not None and len(inspect.signature(get_config).parameters) > 0
         config = get_config(preset) if takes_preset else None
     except Exception as error:  # the file may hold anything
@@ -175,7 +174,11 @@ def _message(error: BaseException) -> str:
 
 def _where(error: Exception, path: str) -> str:
     """Returns the kind of an error and the line of the config file that it comes from; '' for our own ValueErrors."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(Path(path).absolute())
+    ]
     if isinstance(error, ValueError) or not lines:
         return ""
     return f" ({type(error).__name__} in line {lines[-1]}). configs/base.py lists the fields."
@@ -241,7 +244,7 @@ def _wrong_value(config: ConfigDict, field: str, value: str) -> str:
     kind = (config[group] if group else config).get_type(name)
     if kind not in _RULES_OF_TYPES:
         return ""
-    rule = next((rule for rule, _, fields in field_rules.FIELD_RULES if field in fields), _RULES_OF_TYPES[kind])
+    rule = groups.FIELDS[field].rule.words if field in groups.FIELDS else _RULES_OF_TYPES[kind]
     meant = _meant(kind, value)
     return f"config.{field}={value!r} must be {rule}." + f" Did you mean --config.{field}={meant}?" * bool(meant)
 

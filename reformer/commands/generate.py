@@ -80,7 +80,7 @@ def parse(arguments: list[str]) -> Job:
         raise ValueError(f"--batch={known.batch} must be at least 1 and --complete={known.complete} at least 0.")
     stored = settings.update(base.get_config(), settings.read(known.workdir))
     settings.check_language_model(known.workdir, stored)
-    stored.sharding = base.sharding_group()
+    stored.sharding = base.get_group("sharding")
     stored.sharding.data = 1  # one device unless asked, however many the training had
     config = command_line.override(stored, overrides)
     of_text, ends = _of_text(known.workdir, config)

@@ -17,7 +17,7 @@ from reformer.commands import command_line
 from reformer.config import ReformerConfig
 from reformer.data import documents, load, text
 from reformer.data.text_tokens import BYTES, TextTokens
-from reformer.layers.attention import fix_num_buckets
+from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, evaluation, settings
 
 Prompt = Int[np.ndarray, " prompt"]

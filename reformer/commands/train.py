@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from reformer import configs, decoding
 from reformer.commands import command_line
 from reformer.data import load, source
+from reformer.data.text_tokens import BYTES
 from reformer.host import paths
-from reformer.layers.attention import fix_num_buckets
-from reformer.training import checkpoint, damage, distributed, loop, memory, report, settings, stopping, summary
+from reformer.layers.kinds import fix_num_buckets
+from reformer.training import checkpoint, distributed, loop, manifest, memory, report, settings, stopping
 
 DEFAULT_CONFIG = Path(configs.__file__).parent / "stdlib.py"
 
@@ -71,8 +71,7 @@ def print_sample(run: loop.Run) -> None:
     config = fix_num_buckets(run.model_config, settings.window_length(run.config))
     _, variables = checkpoint.load(run.workdir)
     num_tokens = min(200, config.max_length)
-    tokens: Any = run.data
-    tokens = tokens.tokens
+    tokens = getattr(run.data, "tokens", BYTES)  # a data set of one's own has bytes
     sampling = decoding.Sampling(num_ids=tokens.num_ids, temperature=0.8)
     drawn = decoding.sample(
         config, variables, [[tokens.begin_id]], num_tokens, sampling=sampling, rng=jax.random.key(0)
@@ -80,7 +79,7 @@ def print_sample(run: loop.Run) -> None:
     print(f"a sample:\n{tokens.decode(drawn[0]).decode(errors='replace')}")
 
 
-def show(known: summary.Summary) -> None:
+def show(known: report.Summary) -> None:
     """Prints what a dry run found out."""
     if distributed.is_writer():
         print(f"{known.table}\n{known.text}\n{json.dumps(known.record)}")
@@ -109,5 +108,5 @@ def main(arguments: list[str]) -> None:
 
 def run() -> None:
     """Is the command `reformer-train`."""
-    damage.hide_unfinished_writes()
+    manifest.hide_unfinished_writes()
     distributed.run(main)

@@ -18,7 +18,7 @@ from reformer.data.subwords import BEGIN_ID, END_ID, PADDING_ID, UNKNOWN_ID, Sub
 from reformer.decoding import beam
 from reformer.decoding.beam import Search
 from reformer.host import extras
-from reformer.layers.attention import fix_num_buckets
+from reformer.layers.kinds import fix_num_buckets
 from reformer.models.encoder_decoder import ReformerEncoderDecoder
 from reformer.tasks import registry
 from reformer.training import checkpoint, evaluation, settings

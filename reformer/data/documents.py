@@ -79,7 +79,7 @@ def read_folders(
 
 def _find_stdlib() -> tuple[str, Path, dict[str, int]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    sizes = _with_content(folders.file_sizes(root, (".py",), _is_outside_library, leave_out_broken_links=True))
+    sizes = with_content(root, folders.file_sizes(root, (".py",), _is_outside_library, leave_out_broken_links=True))
     if len(sizes) < 3:
         raise ValueError(
             f"{str(root)!r} holds {len(sizes)} Python source files: this interpreter comes without the sources of its "
@@ -92,7 +92,7 @@ def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
     root = paths.local(path)
     if not root.is_dir():
         raise ValueError(f"data.path={path!r} is no folder. Name one with a folder for each label.")
-    sizes = _with_content(folders.file_sizes(root))
+    sizes = with_content(root, folders.file_sizes(root))
     if not sizes:
         raise ValueError(f"data.path={path!r} holds no files with content. Name another by --config.data.path.")
     return f"{path}, {len(sizes)} files", root, sizes
@@ -101,9 +101,9 @@ def _find_folder(path: str) -> tuple[str, Path, dict[str, int]]:
 def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[str, Splits]:
     """Reads a file, split contiguously in the order train, valid, test, or a folder, split by file.
 
-    A folder is searched to any depth, also through links. Hidden and empty files are left out. It is read into memory,
-    a single file is mapped. The byte order mark of UTF-8 that a file begins with is left out; all other bytes stay as
-    they are, ends of lines of any kind too.
+    A folder is searched to any depth, also through links, and a file is read once, however many names lead to it.
+    Hidden and empty files are left out. It is read into memory, a single file is mapped. The byte order mark of UTF-8
+    that a file begins with is left out; all other bytes stay as they are, ends of lines of any kind too.
 
     Args:
         path: the file or folder.
@@ -121,7 +121,7 @@ def read_path(path: str, valid_fraction: float, test_fraction: float) -> tuple[s
         raise ValueError(f"data.path={path!r} does not exist. Name a file or a folder by --config.data.path.")
     try:
         if root.is_dir():
-            sizes = _with_content(folders.file_sizes(root))
+            sizes = with_content(root, folders.file_sizes(root))
             return f"{path}, {len(sizes)} files", _read_folder(root, sizes, valid_fraction, test_fraction)
         data = np.memmap(root, np.uint8, mode="r") if root.stat().st_size else np.zeros(0, np.uint8)
     except OSError as error:
@@ -148,15 +148,6 @@ def num_mark_bytes(beginning: bytes, name: str) -> int:
             "iconv -f UTF-16 -t UTF-8, or take it away if it is no text."
         )
     return len(codecs.BOM_UTF8) if beginning.startswith(codecs.BOM_UTF8) else 0
-
-
-def check_fractions(valid_fraction: float, test_fraction: float) -> None:
-    """Raises a ValueError unless something is held out for validation and something is left to train on."""
-    if not (0 < valid_fraction < 1 and 0 <= test_fraction < 1 and valid_fraction + test_fraction < 1):
-        raise ValueError(
-            f"data.valid_fraction={valid_fraction} must be above 0, data.test_fraction={test_fraction} at least 0, and "
-            "their sum below 1."
-        )
 
 
 def split_contiguously(data: np.ndarray, name: str, valid_fraction: float, test_fraction: float) -> Splits:
@@ -238,5 +229,13 @@ def _is_outside_library(folder_name: str) -> bool:
     return folder_name in _NOT_THE_LIBRARY or folder_name.startswith((".", "config-"))
 
 
-def _with_content(sizes: dict[str, int]) -> dict[str, int]:
-    return {name: size for name, size in sizes.items() if size}
+def with_content(root: Path, sizes: dict[str, int]) -> dict[str, int]:
+    """The files that are not empty, each by one of its names: one without a link, or else the first."""
+    by_file: dict[Path, str] = {}
+    below = root.resolve()
+    for name in sizes:
+        file = (root / name).resolve()
+        if file not in by_file or file == below / name:
+            by_file[file] = name
+    kept = set(by_file.values())
+    return {name: size for name, size in sizes.items() if size and name in kept}

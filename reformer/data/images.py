@@ -7,16 +7,18 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from reformer.data import baselines, documents, image_files
+from reformer.data import baselines, image_files
+from reformer.data.data_set import Cached, DataSet, HeldOut
 from reformer.data.imagenet64 import read_imagenet64
 from reformer.data.source import Example, NextToken, chosen_examples
 from reformer.host import paths
+from reformer.host.options import Flag, LocalPath
 
 BEGIN_ID, VOCAB_SIZE = 256, 257
 
@@ -102,51 +104,53 @@ class ImageData(NextToken):
             )
 
 
-def vocab_size(config: Any) -> int:
-    """The 256 values and the begin id."""
-    del config
-    return VOCAB_SIZE
+@dataclasses.dataclass(frozen=True)
+class _Images(DataSet):
+    """What all images have in common. Greyscale is converted to RGB; nothing is resized."""
+
+    kind: ClassVar[str] = "images"
+    vocab_size: ClassVar[int] = VOCAB_SIZE  # the 256 values and the begin id
+
+    skip_bad_images: Flag = False  # leave unreadable images and those of another size out, instead of refusing them
+
+    def check_length(self, length: int) -> None:
+        """Raises a ValueError if no image has this length, which is side * side * 3."""
+        side_of(length)
 
 
-def check_length(length: int) -> None:
-    """Raises a ValueError if no image has this length."""
-    side_of(length)
+@dataclasses.dataclass(frozen=True)
+class ImageNet64(Cached, _Images):
+    """Downsampled ImageNet. Images are checked when they are prepared, and decoded when they are read."""
+
+    path: LocalPath = ""  # the folder of the original tars; '' = `imagenet64` in `cache_dir`
+
+    def load(self, length: int) -> ImageData:
+        """As `DataSet.load`."""
+        return ImageData(*read_imagenet64(self.path, self.cache, side_of(length), self.skip_bad_images))
 
 
-def load(config: Any, length: int) -> ImageData:
-    """Reads the images that the `data` group of the configuration names.
+@dataclasses.dataclass(frozen=True)
+class ImageFiles(HeldOut, _Images):
+    """Images of a folder, of which a part is held out, or of an .npz that is split (see `image_files`).
 
-    Images of a folder or an .npz are decoded once, into `length` bytes of memory each (8,800 of 64x64: 108 MB), so
-    that every bad one is found here. Those of the tars are checked when they are prepared and decoded when they are
-    read. Greyscale is converted to RGB; nothing is resized.
-
-    Args:
-        config: has `name` ('imagenet64' or 'images'), `path` (a folder or an .npz, see `image_files`; for imagenet64
-            the folder of the tars, '' = `imagenet64` in `cache_dir`), `cache_dir` ('' = ~/.cache/reformer),
-            `valid_fraction` and `test_fraction` (the part of a folder's images that is held out) and
-            `skip_bad_images` (leave out what is unreadable or has another size, instead of refusing it).
-        length: tokens of an image, side * side * 3.
-
-    Returns:
-        The images of the three splits.
-
-    Raises:
-        ValueError: a value is impossible, or images are missing, bad or too few.
+    They are decoded once, into `length` bytes of memory each (8,800 of 64x64: 108 MB), so that every bad one is found.
     """
-    side = side_of(length)
-    if config.name == "imagenet64":
-        cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
-        return ImageData(*read_imagenet64(config.path, cache_dir, side, config.skip_bad_images))
-    decoder = image_files.Decoder(side, config.skip_bad_images)
-    splits = {split: decoder.decode_all(files)[0] for split, files in find(config).items()}
-    for split in ("train", "valid"):
-        if not len(splits[split]):
-            raise ValueError(
-                f"data.path={config.path!r} has no {split} image of {side}x{side}; {decoder.num_skipped} bad ones were "
-                "left out. Name other images by --config.data.path, or their size by --config.data.length."
-            )
-    left_out = f" ({decoder.num_skipped:,} bad images left out)" if decoder.num_skipped else ""
-    return ImageData(config.path + left_out, side, **splits, fingerprint=_fingerprint(splits))
+
+    path: LocalPath = ""  # a folder or an .npz
+
+    def load(self, length: int) -> ImageData:
+        """As `DataSet.load`."""
+        side = side_of(length)
+        decoder = image_files.Decoder(side, self.skip_bad_images)
+        splits = {split: decoder.decode_all(files)[0] for split, files in find(self.path, self.fractions).items()}
+        for split in ("train", "valid"):
+            if not len(splits[split]):
+                raise ValueError(
+                    f"data.path={self.path!r} has no {split} image of {side}x{side}; {decoder.num_skipped} bad ones "
+                    "were left out. Name other images by --config.data.path, or their size by --config.data.length."
+                )
+        left_out = f" ({decoder.num_skipped:,} bad images left out)" if decoder.num_skipped else ""
+        return ImageData(self.path + left_out, side, **splits, fingerprint=_fingerprint(splits))
 
 
 def to_picture(tokens: Int[np.ndarray, " length"]) -> UInt8[np.ndarray, "side side 3"]:
@@ -155,19 +159,20 @@ def to_picture(tokens: Int[np.ndarray, " length"]) -> UInt8[np.ndarray, "side si
     return np.where(tokens < 256, tokens, 0).astype(np.uint8).reshape(side, side, 3)
 
 
-def find(config: Any) -> dict[str, image_files.Files]:
-    """Finds the images of each split in the folder or the .npz that the `data` group of the configuration names.
+def find(given_path: str, fractions: tuple[float, float]) -> dict[str, image_files.Files]:
+    """Finds the images of each split.
+
+    Args:
+        given_path: a folder or an .npz.
+        fractions: the parts of a folder's images that are held out for validation and for the test.
 
     Raises:
         ValueError: there is none, or it is no folder and no archive of images.
     """
-    path, fractions = paths.local(config.path), (config.valid_fraction, config.test_fraction)
-    if not config.path or not path.exists():
-        raise ValueError(f"data.path={config.path!r} does not exist. Name a folder or an .npz by --config.data.path.")
-    if not path.is_dir():
-        return image_files.find_in_archive(path)
-    documents.check_fractions(*fractions)
-    return image_files.find_in_folder(path, *fractions)
+    path = paths.local(given_path)
+    if not given_path or not path.exists():
+        raise ValueError(f"data.path={given_path!r} does not exist. Name a folder or an .npz by --config.data.path.")
+    return image_files.find_in_folder(path, *fractions) if path.is_dir() else image_files.find_in_archive(path)
 
 
 def side_of(length: int) -> int:

@@ -51,7 +51,7 @@ def read(path: str, field: str, valid_fraction: float, test_fraction: float) -> 
 def _find(root: Path, path: str) -> list[Path]:
     if not root.is_dir():
         return [root]
-    names = [name for name, size in folders.file_sizes(root, (SUFFIX,)).items() if size]
+    names = documents.with_content(root, folders.file_sizes(root, (SUFFIX,)))
     if not names:
         raise ValueError(
             f"data.path={path!r} holds no {SUFFIX} files with content, which data.text_field is a field of. Name "

@@ -6,15 +6,17 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from reformer.data import documents, image_files, images
+from reformer.data import image_files, images
+from reformer.data.data_set import HeldOut
 from reformer.data.source import Row, chosen_examples, name_labels
 from reformer.host import extras, paths
+from reformer.host.options import Flag, LocalPath, Natural
 
 DIGITS_SIDE, DIGITS_LARGEST = 8, 16  # pixels, and the value of a white one
 
@@ -159,52 +161,78 @@ class LabelledImages:
         return getattr(self, split).labels[chosen_examples(self, split, length, max_examples)]
 
 
-def vocab_size(config: Any) -> int:
-    """None: an image is no row of ids."""
-    del config
-    return 0
+@dataclasses.dataclass(frozen=True)
+class _Labelled(HeldOut):
+    """What all labelled images have in common; a length is side * side * 3, as of `images`."""
+
+    kind: ClassVar[str] = "labelled_images"
+    vocab_size: ClassVar[int] = 0  # an image is no row of ids
+
+    random_flip: Flag = False  # mirror every second image to train on
+    crop_padding: Natural = 0  # pixels; move those to train on by up to so many each way
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of the images to train on."""
+        return Augmentation(self.random_flip, self.crop_padding)
+
+    def check_length(self, length: int) -> None:
+        """Raises a ValueError if no image has so many values."""
+        images.side_of(length)
 
 
-def check_length(length: int) -> None:
-    """Raises a ValueError if no image has so many values."""
-    images.side_of(length)
+@dataclasses.dataclass(frozen=True)
+class LabelledImageFiles(_Labelled):
+    """Images of a folder or an .npz with labels (see `image_files`); all are decoded at once."""
+
+    # An .npz, or a folder with one sub-folder for each label, below train/, valid/ and perhaps test/ or not split.
+    path: LocalPath = ""
+    skip_bad_images: Flag = False  # leave unreadable images and those of another size out, instead of refusing them
+
+    def load(self, length: int) -> LabelledImages:
+        """As `DataSet.load`."""
+        side = images.side_of(length)
+        names, splits, left_out = _read_files(self, side)
+        for split in ("train", "valid"):
+            if not len(splits[split]):
+                raise ValueError(
+                    f"data.path={self.path!r} has no {split} image of {side}x{side}{left_out}. Name other images by "
+                    "--config.data.path, or their size by --config.task.image_size."
+                )
+        return LabelledImages(self.path + left_out, **splits, augmentation=self.augmentation, label_names=names)
 
 
-def load(config: Any, length: int) -> LabelledImages:
-    """Reads the images that the `data` group of the configuration names; all are decoded at once.
+@dataclasses.dataclass(frozen=True)
+class Digits(_Labelled):
+    """1,797 handwritten digits, of which the last are held out, since neighbours may be of the same hand.
 
-    Args:
-        config: has `name` ('labelled_images' or 'digits'), `path` (a folder with one sub-folder for each label, below
-            train/, valid/ and perhaps test/ or split by `valid_fraction` and `test_fraction`; or an .npz, see
-            `image_files`), `valid_fraction` and `test_fraction` (of the digits too), `skip_bad_images` (leave out what
-            is unreadable or has another size), `random_flip` and `crop_padding` (see `Augmentation`).
-        length: values of an image, side * side * 3.
-
-    Returns:
-        The images of the three splits.
-
-    Raises:
-        ValueError: a value is impossible, or images or labels are missing, bad or too few.
+    Source: Alpaydin, Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """
-    side = images.side_of(length)
-    augmentation = Augmentation(config.random_flip, config.crop_padding)
-    if config.name == "digits":
-        return _read_digits(config, side, augmentation)
-    names, splits, left_out = _read_files(config, side)
-    for split in ("train", "valid"):
-        if not len(splits[split]):
-            raise ValueError(
-                f"data.path={config.path!r} has no {split} image of {side}x{side}{left_out}. Name other images by "
-                "--config.data.path, or their size by --config.task.image_size."
-            )
-    return LabelledImages(config.path + left_out, **splits, augmentation=augmentation, label_names=names)
+
+    def load(self, length: int) -> LabelledImages:
+        """As `DataSet.load`."""
+        with extras.needed_for("data.name='digits'", "images"):
+            from sklearn.datasets import load_digits
+
+        side = images.side_of(length)
+        if side != DIGITS_SIDE:
+            raise ValueError(f"The digits have 8x8 pixels, not {side}x{side}. Set --config.task.image_size=8.")
+        digits = load_digits()
+        grey = np.round(digits.images * (255 / DIGITS_LARGEST)).astype(np.uint8)
+        pixels, labels = np.repeat(grey[..., None], 3, axis=3), digits.target
+        num_valid, num_test = (round(part * len(labels)) for part in self.fractions)
+        ends = [len(labels) - num_valid - num_test, len(labels) - num_test]
+        pairs = zip(np.split(pixels, ends), np.split(labels, ends), strict=True)
+        train, valid, test = (Split(*pair) for pair in pairs)
+        names = [str(digit) for digit in range(10)]
+        return LabelledImages("digits of scikit-learn", train, valid, test, self.augmentation, names)
 
 
-def _read_files(config: Any, side: int) -> tuple[list[str] | None, dict[str, Split], str]:
+def _read_files(wanted: LabelledImageFiles, side: int) -> tuple[list[str] | None, dict[str, Split], str]:
     """The names of the labels, the images of each split, and a remark on what was left out."""
-    found = images.find(config)
-    names, labels = _labels(config, found)
-    decoder = image_files.Decoder(side, config.skip_bad_images, "--config.task.image_size")
+    found = images.find(wanted.path, wanted.fractions)
+    names, labels = _labels(wanted.path, found)
+    decoder = image_files.Decoder(side, wanted.skip_bad_images, "--config.task.image_size")
     splits = {}
     for split, files in found.items():
         pixels, kept = decoder.decode_all(files)
@@ -212,9 +240,9 @@ def _read_files(config: Any, side: int) -> tuple[list[str] | None, dict[str, Spl
     return names, splits, f" ({decoder.num_skipped:,} bad images left out)" if decoder.num_skipped else ""
 
 
-def _labels(config: Any, found: dict[str, image_files.Files]) -> tuple[list[str] | None, dict[str, np.ndarray]]:
+def _labels(given_path: str, found: dict[str, image_files.Files]) -> tuple[list[str] | None, dict[str, np.ndarray]]:
     """The names of the labels, and for every split the number of each image's."""
-    path = paths.local(config.path)
+    path = paths.local(given_path)
     if not path.is_dir():
         return None, image_files.read_labels(path, {split: files.num_images for split, files in found.items()})
     given = {split: [_label_name(path, Path(name)) for name, _ in files.named] for split, files in found.items()}
@@ -222,7 +250,7 @@ def _labels(config: Any, found: dict[str, image_files.Files]) -> tuple[list[str]
     for split in ("valid", "test"):
         for unknown in sorted(set(given[split]) - set(names))[:1]:
             raise ValueError(
-                f"data.path={config.path!r} has {split} images in the folder {unknown!r} and none to train on. Add "
+                f"data.path={given_path!r} has {split} images in the folder {unknown!r} and none to train on. Add "
                 f"some, or remove them: {Counter(given[split])[unknown]} images."
             )
     numbers = {name: number for number, name in enumerate(names)}
@@ -239,28 +267,6 @@ def _label_name(root: Path, file: Path) -> str:
             "FOLDER/train/LABEL/, FOLDER/valid/LABEL/; name FOLDER by --config.data.path."
         )
     return folders[0]
-
-
-def _read_digits(config: Any, side: int, augmentation: Augmentation) -> LabelledImages:
-    """1,797 handwritten digits, of which the last are held out, since neighbours may be of the same hand.
-
-    Source: Alpaydin, Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
-    """
-    with extras.needed_for("data.name='digits'", "images"):
-        from sklearn.datasets import load_digits
-
-    if side != DIGITS_SIDE:
-        raise ValueError(f"The digits have 8x8 pixels, not {side}x{side}. Set --config.task.image_size=8.")
-    documents.check_fractions(config.valid_fraction, config.test_fraction)
-    digits = load_digits()
-    grey = np.round(digits.images * (255 / DIGITS_LARGEST)).astype(np.uint8)
-    pixels, labels = np.repeat(grey[..., None], 3, axis=3), digits.target
-    num_valid, num_test = (round(part * len(labels)) for part in (config.valid_fraction, config.test_fraction))
-    ends = [len(labels) - num_valid - num_test, len(labels) - num_test]
-    pairs = zip(np.split(pixels, ends), np.split(labels, ends), strict=True)
-    train, valid, test = (Split(*pair) for pair in pairs)
-    names = [str(digit) for digit in range(10)]
-    return LabelledImages("digits of scikit-learn", train, valid, test, augmentation, names)
 
 
 def _mirrored(places: np.ndarray, side: int) -> np.ndarray:

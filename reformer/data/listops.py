@@ -10,13 +10,12 @@ section 2.2.1.
 """
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Int32
 
+from reformer.data.made_up import MadeUp
 from reformer.data.source import Row, name_labels, pad
 
 NUM_LABELS = 10
@@ -25,8 +24,6 @@ TOKENS = (*map(str, range(NUM_LABELS)), *OPERATORS, "]")  # by id
 PADDING_ID = len(TOKENS)
 SHORTEST, LONGEST = 500, 2000  # tokens of an expression
 
-_SPLITS = {"train": 0, "valid": 1, "test": 2}
-_NUM_HELD_OUT = 2000  # expressions of a split that is evaluated
 _OPERATOR_RATE, _DEEPEST, _MOST_ARGUMENTS = 0.25, 10, 10
 
 
@@ -38,18 +35,20 @@ class Expression(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ListOpsData:
-    """Expressions drawn at random, a `Source`; each split has its own, the same in every run.
+class ListOps(MadeUp):
+    """Expressions drawn at random and padded to `length`, of which they have a quarter at least."""
 
-    Attributes:
-        length: of a row; expressions are padded to it.
-        shortest: tokens of an expression.
-    """
+    kind: ClassVar[str] = "labelled_text"
+    num_held_out: ClassVar[int] = 2000  # expressions
+    unit: ClassVar[str] = "expression"
+    labels: ClassVar[tuple[str, ...]] = tuple(map(str, range(NUM_LABELS)))
+    num_outcomes: ClassVar[int] = NUM_LABELS
+    vocab_size: ClassVar[int] = len(TOKENS) + 1  # digits, operators, the closing bracket and padding
 
-    length: int
-    shortest: int = SHORTEST
-    unit = "expression"
-    labels = tuple(map(str, range(NUM_LABELS)))
+    @property
+    def shortest(self) -> int:
+        """Tokens of an expression."""
+        return min(SHORTEST, self.length // 4)
 
     @property
     def assets(self) -> dict[str, bytes]:
@@ -59,27 +58,32 @@ class ListOpsData:
     @property
     def description(self) -> str:
         """One line for people."""
-        return f"ListOps of {self.shortest} to {self.length} tokens: {_NUM_HELD_OUT:,} held out for each split"
+        return f"ListOps of {self.shortest} to {self.length} tokens: {self.num_held_out:,} held out for each split"
 
     @property
     def fingerprint(self) -> str:
         """Of what decides the expressions."""
         return f"listops-{self.shortest}-{self.length}"
 
-    def training_examples(self, length: int, seed: int) -> grain.MapDataset:
-        """Endless expressions, each new."""
-        check_length(length)
-        return grain.MapDataset.range(2**62).seed(seed).random_map(_RandomExpression(self))
+    def check_length(self, length: int) -> None:
+        """Raises a ValueError if no expression fits a row of this length."""
+        if length < 4:
+            raise ValueError(
+                f"length={length} holds no expression. Set --config.model.max_length to {LONGEST}, or 4 at least."
+            )
 
-    def num_examples(self, split: str, length: int) -> int:
-        """Equally many in every split."""
-        check_length(length)
-        return _NUM_HELD_OUT
+    def load(self, length: int) -> "ListOps":
+        """The task for rows of `length` tokens: the published one has 2,000."""
+        self.check_length(length)
+        return dataclasses.replace(self, length=length)
 
-    def example(self, split: str, index: int, length: int) -> Expression:
-        """The same expression in every run."""
-        del length
-        return draw(np.random.default_rng((_SPLITS[split], index)), self.shortest, self.length)
+    def draw(self, rng: np.random.Generator, length: int) -> Expression:
+        """Draws expressions until one is neither too short nor too long."""
+        while True:
+            tokens: list[int] = []
+            label = _append(tokens, rng, 1, length)
+            if label is not None and len(tokens) >= self.shortest:
+                return Expression(np.array(tokens, np.int32), label)
 
     def to_row(self, example: Expression, padded_length: int | None) -> Row:
         """As `Source.to_row` has it: `tokens` int32, `targets` int32 [], `mask` and, if padded, `weights` []."""
@@ -89,49 +93,6 @@ class ListOpsData:
             "mask": np.arange(self.length) < len(example.tokens),
         }
         return row if padded_length is None else row | {"weights": np.ones((), np.float32)}
-
-    def baselines(self, split: str, length: int, max_examples: int | None = None) -> dict[str, float]:
-        """What guessing costs."""
-        del split, length, max_examples
-        return {"guessing": math.log2(NUM_LABELS)}
-
-
-def check_length(length: int) -> None:
-    """Raises a ValueError if no expression fits a row of this length."""
-    if length < 4:
-        raise ValueError(
-            f"length={length} holds no expression. Set --config.model.max_length to {LONGEST}, or 4 at least."
-        )
-
-
-def load(config: Any, length: int) -> ListOpsData:
-    """The task, for rows of `length` tokens: the published one has 2,000.
-
-    Args:
-        config: the `data` group; nothing of it is read.
-        length: tokens of an example; expressions have a quarter of it at least.
-
-    Raises:
-        ValueError: no expression has this length.
-    """
-    del config
-    check_length(length)
-    return ListOpsData(length, min(SHORTEST, length // 4))
-
-
-def vocab_size(config: Any) -> int:
-    """Digits, operators, the closing bracket and padding."""
-    del config
-    return len(TOKENS) + 1
-
-
-def draw(rng: np.random.Generator, shortest: int, longest: int) -> Expression:
-    """Draws an expression of `shortest` to `longest` tokens."""
-    while True:
-        tokens: list[int] = []
-        label = _append(tokens, rng, 1, longest)
-        if label is not None and len(tokens) >= shortest:
-            return Expression(np.array(tokens, np.int32), label)
 
 
 def _append(tokens: list[int], rng: np.random.Generator, depth: int, longest: int) -> int | None:
@@ -157,11 +118,3 @@ def evaluate(operator: str, values: list[int]) -> int:
     """The value of a list; the median of an even number of values is rounded down."""
     functions: dict[str, Any] = {"[MIN": min, "[MAX": max, "[MED": np.median, "[SM": sum}
     return int(functions[operator](values)) % NUM_LABELS
-
-
-@dataclasses.dataclass(frozen=True)
-class _RandomExpression(grain.transforms.RandomMap):
-    data: ListOpsData
-
-    def random_map(self, _: int, rng: np.random.Generator) -> Expression:
-        return draw(rng, self.data.shortest, self.data.length)

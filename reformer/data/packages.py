@@ -8,15 +8,17 @@ import dataclasses
 import functools
 import hashlib
 import math
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Int32
 
 from reformer.data import documents
+from reformer.data.data_set import HeldOut
 from reformer.data.source import Row, name_labels, pad
 from reformer.data.text import BEGIN_ID, VOCAB_SIZE
+from reformer.host.options import Count, LocalPath
 
 NUM_PACKAGES = 20  # the largest of the standard library
 _SPLITS = ("train", "valid", "test")
@@ -131,34 +133,21 @@ class PackageData:
         return np.linspace(0, size - length, self.examples_per_label).astype(int)
 
 
-def vocab_size(config: Any) -> int:
-    """Bytes and the reserved ids."""
-    del config
-    return VOCAB_SIZE
+@dataclasses.dataclass(frozen=True)
+class Packages(HeldOut):
+    """The largest packages of the standard library, or the folders in any folder. Windows may have any length."""
 
+    kind: ClassVar[str] = "labelled_text"
+    vocab_size: ClassVar[int] = VOCAB_SIZE  # bytes and the reserved ids
 
-def check_length(length: int) -> None:
-    """Windows may have any length."""
-    del length
+    path: LocalPath = ""  # a folder with one folder for each label; '' = the 20 largest packages
+    examples_per_label: Count = 50  # windows of each folder to train on
 
-
-def load(config: Any, length: int | None = None) -> PackageData:
-    """Reads the folders that the `data` group of the configuration names.
-
-    Args:
-        config: has `path` (a folder with one folder for each label; '' = the standard library, whose 20 largest
-            packages are the labels), `examples_per_label`, and `valid_fraction` and `test_fraction`, the expected part
-            of the files that is held out.
-        length: of no importance here.
-
-    Raises:
-        ValueError: a value is impossible, or the folders are missing or too few.
-    """
-    del length
-    fractions = config.valid_fraction, config.test_fraction
-    documents.check_fractions(*fractions)
-    source, folders = documents.read_folders(config.path or "", *fractions, None if config.path else NUM_PACKAGES)
-    return PackageData(source, tuple(folders), tuple(folders.values()), config.examples_per_label)
+    def load(self, length: int) -> PackageData:
+        """As `DataSet.load`."""
+        del length
+        source, folders = documents.read_folders(self.path, *self.fractions, None if self.path else NUM_PACKAGES)
+        return PackageData(source, tuple(folders), tuple(folders.values()), self.examples_per_label)
 
 
 def _held_out_starts(size: int, length: int) -> np.ndarray:

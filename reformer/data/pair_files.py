@@ -52,7 +52,6 @@ def read(path: str, source: str, target: str, valid_fraction: float, test_fracti
     names = _find(path, source, target)
     splits = {split: _read_pair(f"{path}{name}", source, target) for split, name in names.items()}
     if set(names) == {"train"}:
-        documents.check_fractions(valid_fraction, test_fraction)
         splits = _cut(splits["train"], valid_fraction, test_fraction)
     empty = {split: sum(not all(pair) for pair in zip(*texts, strict=True)) for split, texts in splits.items()}
     splits = {split: _without_empty(texts) for split, texts in splits.items()}

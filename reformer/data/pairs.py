@@ -4,22 +4,24 @@ A text ends with the end id. A pair that is longer than a row is left out and co
 after another with a separator between them, make one document if wanted.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from reformer.data import pair_files, subwords
+from reformer.data.data_set import Cached, HeldOut
 from reformer.data.pair_files import Corpus, Texts
 from reformer.data.source import Example, Row, chosen_examples, next_token_row, pad
 from reformer.data.subwords import BEGIN_ID, PADDING_ID, Subwords
 from reformer.data.wmt14_ende import read_wmt14_ende
-from reformer.host import paths
+from reformer.host.options import Count, LocalPath, Text
 
 ASSET = "subwords.model"  # what a workdir calls the vocabulary
 _LINES_AT_ONCE = 100_000  # that are encoded
@@ -186,50 +188,86 @@ class PairData:
         return max(1, int(((source <= self.source_length) & (target <= length)).sum()))
 
 
-def vocab_size(config: Any) -> int:
-    """The subwords, reserved ids included."""
-    return config.num_subwords
+@dataclasses.dataclass(frozen=True)
+class _Subwords(Cached):
+    """What all pairs have in common."""
+
+    kind: ClassVar[str] = "pairs"
+
+    source_language: Text = "en"  # what the names of the files end with
+    target_language: Text = "de"
+    num_subwords: Count = 8000  # of both languages together; model.vocab_size is the same
+    subwords: LocalPath = ""  # file of a vocabulary, such as subwords.model in the workdir of a run; '' = learn it
+    join: Count = 1  # so many pairs, or as many as fit, make a document
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Of the source and of the target."""
+        return self.source_language, self.target_language
+
+    @property
+    def vocab_size(self) -> int:
+        """The subwords, reserved ids included."""
+        return self.num_subwords
+
+    def check_length(self, length: int) -> None:
+        """Raises a ValueError if nothing but the end id fits."""
+        if length < 2:
+            raise ValueError(
+                f"length={length} leaves no place for a subword before the end id. Raise --config.data.length."
+            )
+
+    @abc.abstractmethod
+    def read_corpus(self) -> Corpus:
+        """Reads the texts."""
+
+    def load(self, length: int) -> PairData:
+        """As `DataSet.load`; reads or learns the subwords too. Sources have the length of targets."""
+        self.check_length(length)
+        corpus = self.read_corpus()
+        if self.subwords:
+            vocabulary = subwords.read(self.subwords)
+        else:
+            texts = corpus.splits["train"]
+            vocabulary = subwords.learn(texts.source + texts.target, self.num_subwords, self.cache)
+        if vocabulary.num_ids != self.num_subwords:
+            raise ValueError(
+                f"data.subwords={self.subwords!r} has {vocabulary.num_ids} subwords, but data.num_subwords="
+                f"{self.num_subwords}. Name another file, or set --config.data.num_subwords={vocabulary.num_ids} and "
+                "--config.model.vocab_size to the same."
+            )
+        return PairData(corpus, vocabulary, length, length, self.join)
 
 
-def check_length(length: int) -> None:
-    """Raises a ValueError if nothing but the end id fits."""
-    if length < 2:
-        raise ValueError(
-            f"length={length} leaves no place for a subword before the end id. Raise --config.data.length."
-        )
+@dataclasses.dataclass(frozen=True)
+class Pairs(HeldOut, _Subwords):
+    """Two text files, line by line translations of each other."""
+
+    path: LocalPath = ""  # what the names of the files begin with, up to '.train.en'
+
+    def problems(self) -> Iterator[str]:
+        """There is no default of the path."""
+        if not self.path:
+            yield (
+                "config.data.path is empty. Name what the names of two text files begin with, such as data/multi30k "
+                "for data/multi30k.train.en: --config.data.path=PREFIX."
+            )
+        yield from super().problems()
+
+    def read_corpus(self) -> Corpus:
+        """Reads the texts."""
+        return pair_files.read(self.path, *self.languages, *self.fractions)
 
 
-def load(config: Any, length: int) -> PairData:
-    """Reads the pairs that the `data` group of the configuration names, and reads or learns their subwords.
+@dataclasses.dataclass(frozen=True)
+class WMT14(_Subwords):
+    """WMT14 English-German, in either direction."""
 
-    Args:
-        config: has `name` ('pairs' or 'wmt14_ende'), `path`, `source_language`, `target_language`, `cache_dir` ('' =
-            ~/.cache/reformer), `valid_fraction` and `test_fraction`, `subwords` (a file; '' = learn them from both
-            sides of the training text), `num_subwords` and `join`.
-        length: tokens of a target.
+    path: LocalPath = ""  # the folder of the original archives; '' = `wmt14_ende` in `cache_dir`
 
-    Raises:
-        ValueError: a value is impossible, or files are missing or not what they should be.
-    """
-    check_length(length)
-    cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
-    languages = (config.source_language, config.target_language)
-    if config.name == "wmt14_ende":
-        corpus = read_wmt14_ende(config.path, cache_dir, *languages)
-    else:
-        corpus = pair_files.read(config.path, *languages, config.valid_fraction, config.test_fraction)
-    if config.subwords:
-        vocabulary = subwords.read(config.subwords)
-    else:
-        texts = corpus.splits["train"]
-        vocabulary = subwords.learn(texts.source + texts.target, config.num_subwords, cache_dir)
-    if vocabulary.num_ids != config.num_subwords:
-        raise ValueError(
-            f"data.subwords={config.subwords!r} has {vocabulary.num_ids} subwords, but data.num_subwords="
-            f"{config.num_subwords}. Name another file, or set --config.data.num_subwords={vocabulary.num_ids} and "
-            "--config.model.vocab_size to the same."
-        )
-    return PairData(corpus, vocabulary, length, length, config.join)
+    def read_corpus(self) -> Corpus:
+        """Reads the texts."""
+        return read_wmt14_ende(self.path, self.cache, *self.languages)
 
 
 def _encode(vocabulary: Subwords, lines: Sequence[str]) -> Ragged:

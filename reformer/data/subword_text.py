@@ -11,7 +11,6 @@ from jaxtyping import Integer, UInt8
 
 from reformer.data import text_tokens
 from reformer.data.text import TextData
-from reformer.data.text_tokens import SubwordTokens
 
 _LONGEST_CHARACTER = 4  # bytes of UTF-8
 
@@ -62,14 +61,21 @@ class SubwordText(TextData):
         return np.concatenate([[0], np.cumsum(self.num_bytes[split], dtype=np.int64)])
 
 
-def make(bytes_of: TextData, config: Any, cache_dir: Path) -> SubwordText:
-    """Reads or learns the subwords that the `data` group of a configuration names, and reads a text by them.
+def make(bytes_of: TextData, path: str, num_subwords: int, cache_dir: Path) -> SubwordText:
+    """Reads or learns subwords, and reads a text by them.
+
+    Args:
+        bytes_of: the text.
+        path: file of the vocabulary; '' = it is learned from the training split.
+        num_subwords: that are learned.
+        cache_dir: folder that keeps what was learned.
 
     Raises:
         ValueError: the vocabulary is missing or cannot be read or learned, or the text is no UTF-8.
     """
     texts = {split: whole_characters(getattr(bytes_of, split)) for split in ("train", "valid", "test")}
-    tokens = _tokens(texts["train"], config, cache_dir)
+    train = texts["train"].tobytes()
+    tokens = text_tokens.read(path) if path else text_tokens.learn(train, num_subwords, cache_dir)
     found = {split: tokens.encode_with_bytes(raw.tobytes()) for split, raw in texts.items()}
     ids: dict[str, Any] = {split: _narrow(encoded.ids) for split, encoded in found.items()}
     num_bytes = {split: _narrow(encoded.num_bytes) for split, encoded in found.items()}
@@ -89,12 +95,6 @@ def whole_characters(raw: UInt8[np.ndarray, " bytes"]) -> UInt8[np.ndarray, " ke
         if lead < 0x80:
             break
     return raw[first:]
-
-
-def _tokens(train: np.ndarray, config: Any, cache_dir: Path) -> SubwordTokens:
-    if config.subwords:
-        return text_tokens.read(config.subwords)
-    return text_tokens.learn(train.tobytes(), config.num_subwords, cache_dir)
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

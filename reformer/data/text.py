@@ -8,23 +8,24 @@ left out, which is no part of the text; files with that of UTF-16 or UTF-32 are 
 The same text may be read as subwords (`subword_text`), and by documents (`packing`).
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
 
 import grain
 import numpy as np
 from jaxtyping import Int, Int32, Integer, UInt8
 
-from reformer.data import baselines, documents, json_lines
+from reformer.data import baselines, documents, json_lines, text_tokens
+from reformer.data.data_set import Cached, HeldOut
 from reformer.data.enwik8 import read_enwik8
 from reformer.data.repeats import far_repeats
-from reformer.data.source import Example, NextToken, Row, chosen_examples, pad
+from reformer.data.source import Example, NextToken, Row, Source, chosen_examples, pad
 from reformer.data.text_tokens import BYTES, TextTokens
-from reformer.data.text_tokens import vocab_size as vocab_size
-from reformer.host import paths
+from reformer.host.options import Count, Flag, LocalPath, Text, one_of
 
 PADDING_ID, BEGIN_ID, MASK_ID, VOCAB_SIZE = 256, BYTES.begin_id, BYTES.mask_id, BYTES.vocab_size
 
@@ -147,54 +148,103 @@ def bits_of_simpler_models(
     }
 
 
-def check_length(length: int) -> None:
-    """Windows may have any length."""
-    del length
+@dataclasses.dataclass(frozen=True)
+class PlainText(Cached):
+    """What all texts have in common. Windows may have any length."""
+
+    kind: ClassVar[str] = "text"
+
+    repeat_distance: Count = 128  # `repeats` are bytes whose last 8 last occurred more than so many bytes back
+    tokens: Annotated[str, one_of(("bytes", "subwords"))] = "bytes"
+    # File of a SentencePiece model or a tokenizer.json, such as that in the workdir of a run; '' = learn it.
+    subwords: LocalPath = ""
+    num_subwords: Count = 8000  # so many are learned; model.vocab_size is 3 more
+    pack_documents: Flag = False  # windows hold whole documents (files, JSON lines), as many as fit, if short
+    separate_documents: Flag = False  # tokens attend within their document only
+
+    @property
+    def vocab_size(self) -> int:
+        """Bytes or subwords, and the reserved ids; 0 where the file of the subwords is missing."""
+        return text_tokens.vocab_size(self.tokens, self.subwords, self.num_subwords)
+
+    def problems(self) -> Iterator[str]:
+        """Bytes are no subwords."""
+        yield from super().problems()
+        if self.subwords and self.tokens == "bytes":
+            yield (
+                f"config.data.subwords={self.subwords!r} is not read by data.tokens='bytes'. Set "
+                "data.tokens='subwords'."
+            )
+
+    def misfits(self, config: Any) -> Iterator[str]:
+        """As `DataSet.misfits`: what heeds documents is for language models, and for plain attention."""
+        task, implementation = config.task.name, config.model.attention_implementation
+        for name in ("pack_documents", "separate_documents"):
+            if getattr(self, name) and task != "language":
+                yield f"config.data.{name}=True is for config.task.name='language', not {task!r}. Leave it out."
+        if self.separate_documents and implementation != "plain":
+            yield (
+                "config.data.separate_documents=True needs config.model.attention_implementation='plain'; the fused "
+                "kernel does not keep documents apart."
+            )
+
+    def load(self, length: int) -> Source:
+        """As `DataSet.load`; reads or learns the subwords too."""
+        from reformer.data import packing, subword_text  # which are made of this module's
+
+        del length
+        found = self.read_bytes()
+        if self.tokens == "subwords":
+            found = subword_text.make(found, self.subwords, self.num_subwords, self.cache)
+        return packing.wrap(found, self.pack_documents, self.separate_documents)
+
+    @abc.abstractmethod
+    def read_bytes(self) -> TextData:
+        """Reads the bytes of the three splits."""
 
 
-def load(config: Any, length: int | None = None) -> NextToken:
-    """Reads the text that the `data` group of the configuration names.
+@dataclasses.dataclass(frozen=True)
+class Stdlib(HeldOut, PlainText):
+    """The source files of the running interpreter's standard library, of which some are held out."""
 
-    Args:
-        config: has `name` ('stdlib', 'enwik8' or 'text'), `path` (a file or folder; '' where none is needed),
-            `cache_dir` ('' = ~/.cache/reformer), `repeat_distance`, `text_field` (of JSON lines; '' = plain
-            text), and `valid_fraction` and `test_fraction`, the part of the files (of the bytes, where it is a single
-            file of plain text; of JSON lines, of their texts) that is held out; enwik8 has its own split.
-            `tokens`: 'bytes' or 'subwords', of which `subwords` names the file ('' = learn `num_subwords` of them from
-            the training text); `pack_documents` and `separate_documents`, see `packing`.
-        length: of no importance here.
-
-    Returns:
-        The three splits.
-
-    Raises:
-        ValueError: a value is impossible, or the data are missing, too few or not what they should be.
-    """
-    from reformer.data import packing, subword_text  # which are made of this module's
-
-    del length
-    cache_dir = paths.local(config.cache_dir or "~/.cache/reformer")
-    found = _read(config, cache_dir)
-    if config.tokens == "subwords":
-        found = subword_text.make(found, config, cache_dir)
-    return packing.wrap(found, config.pack_documents, config.separate_documents)
+    def read_bytes(self) -> TextData:
+        """As `PlainText.read_bytes`."""
+        source, splits = documents.read_stdlib(*self.fractions)
+        return TextData(source, *splits, self.repeat_distance)
 
 
-def _read(config: Any, cache_dir: Path) -> TextData:
-    """The bytes of the three splits."""
-    path, fractions = config.path or "", (config.valid_fraction, config.test_fraction)
-    documents.check_fractions(*fractions)
-    if config.name == "enwik8":
-        source, splits = read_enwik8(path, cache_dir)
-    elif config.name == "text" and config.text_field:
-        source, splits = json_lines.read(path, config.text_field, *fractions)
-    elif config.name == "text":
-        source, splits = documents.read_path(path, *fractions)
-    elif path:
-        raise ValueError(f"data.path={path!r} is not read by data.name='stdlib'. Use configs/text.py, or leave it out.")
-    else:
-        source, splits = documents.read_stdlib(*fractions)
-    return TextData(source, *splits, config.repeat_distance)
+@dataclasses.dataclass(frozen=True)
+class Enwik8(PlainText):
+    """The first 100 million bytes of English Wikipedia; the last 5 and the 5 before them are held out."""
+
+    path: LocalPath = ""  # a local copy, raw or compressed; '' = it is downloaded
+
+    def read_bytes(self) -> TextData:
+        """As `PlainText.read_bytes`."""
+        source, splits = read_enwik8(self.path, self.cache)
+        return TextData(source, *splits, self.repeat_distance)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles(HeldOut, PlainText):
+    """A file, of which the end is held out, or a folder, of which some files are; of JSON lines some documents."""
+
+    path: LocalPath = ""  # file or folder
+    text_field: Text = ""  # the field of JSON lines that is a document; '' = files are plain text
+
+    def problems(self) -> Iterator[str]:
+        """There is no default of the path."""
+        if not self.path:
+            yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
+        yield from super().problems()
+
+    def read_bytes(self) -> TextData:
+        """As `PlainText.read_bytes`."""
+        if self.text_field:
+            source, splits = json_lines.read(self.path, self.text_field, *self.fractions)
+        else:
+            source, splits = documents.read_path(self.path, *self.fractions)
+        return TextData(source, *splits, self.repeat_distance)
 
 
 def bytes_of(argument: str) -> bytes:

@@ -233,18 +233,20 @@ def learn(text: bytes, num_subwords: int, cache_dir: Path) -> SubwordTokens:
     return SubwordTokens(Pieces(subwords.learn(lines, num_subwords, cache_dir, restores_spaces=True).model))
 
 
-def vocab_size(config: Any) -> int:
+def vocab_size(tokens: str, path: str, num_subwords: int) -> int:
     """How many ids a text needs.
 
     Args:
-        config: the `data` group. Where a file that it names is not there, this is 0: a run may have its own copy, and
-            reading the data says what is missing.
+        tokens: 'bytes' or 'subwords'.
+        path: file of the vocabulary; '' = it is learned. Where the file is missing, this is 0: a run may have its own
+            copy, and reading the data says what is missing.
+        num_subwords: that are learned.
     """
-    if config.tokens == "bytes":
+    if tokens == "bytes":
         return BYTES.vocab_size
-    if not config.subwords:
-        return config.num_subwords + NUM_RESERVED
-    return read(config.subwords).vocab_size if paths.local(config.subwords).is_file() else 0
+    if not path:
+        return num_subwords + NUM_RESERVED
+    return read(path).vocab_size if paths.local(path).is_file() else 0
 
 
 def find(directory: Path) -> Path | None:

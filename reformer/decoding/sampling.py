@@ -25,16 +25,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reformer.config import ReformerConfig
 from reformer.layers import cached
-from reformer.layers.attention import fix_num_buckets, num_buckets
+from reformer.layers import rotations as all_rotations
 from reformer.layers.embeddings import Embeddings
-from reformer.models import trunk
+from reformer.layers.kinds import KINDS, fix_num_buckets
+from reformer.layers.rotations import Rotations
 from reformer.models.language import ReformerLM
 from reformer.ops import cache as cache_ops
 from reformer.ops.cache import Cache
 from reformer.ops.ids import check_ids
 from reformer.ops.sampling import draw
-
-Rotations = Float[Array, "layers heads head_dim rounds columns"] | None  # of all LSH layers, in depth order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,11 +214,9 @@ def _pad(rows: list[np.ndarray]) -> tuple[Int[np.ndarray, "batch length"], Int[n
     return tokens, lengths
 
 
-def draw_rotations(config: ReformerConfig, rng: PRNGKeyArray) -> Rotations:
+def draw_rotations(config: ReformerConfig, rng: PRNGKeyArray) -> Rotations | None:
     """Draws the rotations of all LSH layers for decoding; None where there are none."""
-    if not config.num_lsh_layers:
-        return None
-    return trunk.draw_rotations(config, num_buckets(config.max_length, config), rng)
+    return all_rotations.draw(config, config.max_length, rng) if config.num_lsh_layers else None
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="capacity")
@@ -228,7 +225,7 @@ def prefill(
     variables: Any,
     tokens: Int[Array, "batch length"],
     lengths: Int[Array, " batch"],
-    rotations: Rotations,
+    rotations: Rotations | None,
     *,
     capacity: int,
 ) -> State:
@@ -243,18 +240,17 @@ def prefill(
       capacity: tokens that prompt and continuation will have at most.
     """
     config = fix_num_buckets(config, config.max_length)
-    plans = [cached.plan_cache(config, kind, capacity) for kind in config.attention_pattern]
+    plans = [KINDS[kind].cache(config, capacity) for kind in config.attention_pattern]
 
-    def look(i, arrays, plan, context):
-        del i, plan, context
+    def look(i, arrays, plan, given):
+        del i, plan, given
         return arrays if arrays.key is None else arrays._replace(query=arrays.key)
 
     language_model = ReformerLM(config)
     mask = jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]
-    per_layer = None if rotations is None else list(rotations)
-    streams, seen = language_model.apply(variables, tokens, look, mask=mask, rotations=per_layer, method="observe")
+    streams, seen = language_model.apply(variables, tokens, look, mask=mask, rotations=rotations, method="observe")
     caches = []
-    for plan, arrays, of_layer in zip(plans, seen, _by_layer(config, rotations), strict=True):
+    for plan, arrays, of_layer in zip(plans, seen, all_rotations.by_layer(config, rotations), strict=True):
         fill = partial(cache_ops.fill, plan)
         caches.append(jax.lax.map(lambda block, fill=fill: fill(block[0], lengths, block[1]), (arrays, of_layer)))
     last = jax.tree.map(lambda x: jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1), streams)
@@ -265,15 +261,15 @@ def prefill(
 def advance(
     config: ReformerConfig,
     variables: Any,
-    rotations: Rotations,
+    rotations: Rotations | None,
     state: State,
     tokens: Int[Array, " batch"],
-    source: cached.Source | None = None,
+    source: cached.SourceCache | None = None,
 ) -> State:
     """Feeds the next token of every row; the state then holds the logits of the one after it."""
     params, positions = variables["params"], state.position[:, None]
     x: Any = Embeddings(config, parent=None).apply({"params": params["embeddings"]}, tokens[:, None], positions)
-    of_layers = _by_layer(config, rotations)
+    of_layers = all_rotations.by_layer(config, rotations)
     stack = params["stack"]
     streams, caches = cached.run_stack_once(config, stack, x, state.position, state.caches, of_layers, source)
     logits: Any = ReformerLM(config).apply(variables, streams, method="logits")
@@ -301,12 +297,3 @@ def _draw_some(config, sampling, tokens_at_once, variables, rotations, state, rn
 
     drawn = jnp.zeros((len(state.position), tokens_at_once), jnp.int32)
     return jax.lax.fori_loop(0, count, draw_one, (drawn, state))
-
-
-def _by_layer(config: ReformerConfig, rotations: Rotations) -> tuple:
-    """For every layer of the pattern the rotations of all blocks, or None."""
-    of_lsh = iter(range(config.attention_pattern.count("lsh")))
-    return tuple(
-        rotations[next(of_lsh) :: config.attention_pattern.count("lsh")] if kind == "lsh" else None
-        for kind in config.attention_pattern
-    )

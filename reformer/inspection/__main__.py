@@ -18,7 +18,7 @@ from reformer.data import documents, load, source, text, text_tokens
 from reformer.data.text_tokens import BYTES, TextTokens
 from reformer.host import paths
 from reformer.inspection import measure, pictures, story
-from reformer.layers.attention import fix_num_buckets
+from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, settings
 from reformer.training.workdir import with_own_vocabulary
 

@@ -9,30 +9,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from reformer.ops import block as block_ops
-from reformer.ops import chunked, full, sorting
+from reformer.ops import sorting
 from reformer.ops.block import Block
-from reformer.ops.masking import NO_KEY_BELOW, SCORE_FILLS, Pairs, Tokens
-from reformer.ops.plan import Arrays, Context, Plan, unit_keys
+from reformer.ops.masking import NO_KEY_BELOW, SCORE_FILLS, Pairs, Tokens, Window
+from reformer.ops.plan import Arrays, Given, Plan, unit_keys
 
 _BINS_AT_ONCE = 64  # as wide as a head's values: memory grows with the length, not with the picture
 _QUERIES_AT_ONCE = 32
 _ALONE_BELOW = SCORE_FILLS["reformer"][1] / 2  # the log-normaliser of a token that has nothing but itself
-
-
-class Near(NamedTuple):
-    """The keys that a local layer shows: those of a query's own chunk and of some before and after it; static."""
-
-    chunk_length: int
-    before: int
-    after: int
-
-    def shows(self, key: Int[Array, " l"], query: Int[Array, ""]) -> Bool[Array, " l"]:
-        """True for the positions of keys that are shown to a query's position."""
-        distance = key // self.chunk_length - query // self.chunk_length
-        return (distance >= -self.before) & (distance <= self.after)
 
 
 class Coverage(NamedTuple):
@@ -62,14 +49,14 @@ class Coverage(NamedTuple):
 
 
 def picture(
-    plan: Plan, arrays: Arrays, context: Context, num_tokens: int, num_pixels: int
+    plan: Plan, arrays: Arrays, given: Given, num_tokens: int, num_pixels: int
 ) -> Float[Array, "pixels pixels"]:
     """The attention weights, queries down and keys across, summed over pixels.
 
     Args:
-      plan: of the attention.
+      plan: of the attention; of an operation that works on a row.
       arrays: query and key [length, head_dim]; the value is not used.
-      context: mask and order of the row.
+      given: mask and order of the row.
       num_tokens: the real tokens; what lies behind them is left out.
       num_pixels: of each side, at most `num_tokens`; a pixel holds equally many tokens, up to one.
 
@@ -78,11 +65,11 @@ def picture(
     """
     position = jnp.arange(arrays.query.shape[0])
     pixel = jnp.where(position < num_tokens, position * num_pixels // num_tokens, num_pixels)
-    attend = full.forward if plan.is_full else chunked.forward
 
     def some_columns(first):
         is_in_column = pixel[:, None] == first + jnp.arange(_BINS_AT_ONCE)[None]
-        weights = attend(plan, arrays._replace(value=is_in_column.astype(arrays.query.dtype)), context)[0]
+        values = is_in_column.astype(arrays.query.dtype)
+        weights = plan.operation.forward(plan, arrays._replace(value=values), given)[0]
         return jax.ops.segment_sum(weights, pixel, num_pixels)  # drops what lies behind the real tokens
 
     columns = jax.lax.map(some_columns, jnp.arange(0, num_pixels, _BINS_AT_ONCE))
@@ -92,10 +79,10 @@ def picture(
 def coverage(
     plan: Plan,
     arrays: Arrays,
-    context: Context,
+    given: Given,
     counts: tuple[int, ...],
     queries: Int[Array, " sample"],
-    near: Near,
+    near: Window,
 ) -> Coverage:
     """How much of full attention's weight falls on the keys that a layer shows to its queries, if they have any.
 
@@ -105,18 +92,18 @@ def coverage(
     Args:
       plan: of the layer.
       arrays: query and key [length, head_dim]; the value is not used.
-      context: mask and order of the row, with at least max(counts) rounds.
+      given: mask and order of the row, with at least max(counts) rounds.
       counts: numbers of rounds to measure; a layer without rounds shows the same keys for each.
       queries: positions to average over; full attention is computed for these alone.
       near: what a local layer would show.
     """
     key = unit_keys(arrays.query) if arrays.key is None else arrays.key
-    rule = plan.rule._replace(semantics="reformer", dropout_rate=0.0)
-    tokens = Tokens(jnp.arange(len(key), dtype=jnp.int32), context.mask)
-    find_windows = _windows(plan, context, len(key), counts)
+    rule = plan.rule._replace(semantics="reformer", dropout_rate=0.0, shows=None)
+    tokens = Tokens(jnp.arange(len(key), dtype=jnp.int32), given.mask)
+    find_windows = _windows(plan, given, len(key), counts)
 
     def measure(position):
-        windows, is_far = find_windows(position), ~near.shows(tokens.position, position)
+        windows, is_far = find_windows(position), ~near(position, tokens.position)
         sets = jnp.concatenate([windows, windows & is_far[None], is_far[None]]).astype(key.dtype)  # [4 counts + 1, l]
         # The second query scores all keys alike: what it gives to a window is the window's share of the keys.
         query = jnp.stack([arrays.query[position], jnp.zeros_like(key[0])])
@@ -141,11 +128,11 @@ def _share(part, whole):
     return part / jnp.where(whole > 0, whole, 1)
 
 
-def _windows(plan: Plan, context: Context, length: int, counts: tuple[int, ...]):
+def _windows(plan: Plan, given: Given, length: int, counts: tuple[int, ...]):
     """Returns a function of a position: the keys [2 counts, length] that it sees, and those in local windows."""
     position = jnp.arange(length)
-    slots = position[None] if context.order is None else sorting.invert(context.order.permutation)
-    chunk_length = length if plan.is_full else plan.cut.chunk_length
+    slots = position[None] if given.order is None else sorting.invert(given.order.permutation)
+    chunk_length = length if plan.cut is None else plan.cut.chunk_length
     chunks = slots // chunk_length
     larger_chunks = jnp.stack([position // (count * chunk_length) for count in counts])
 
@@ -155,9 +142,11 @@ def _windows(plan: Plan, context: Context, length: int, counts: tuple[int, ...])
 
     def find(query):
         in_round = in_window(chunks, query)
-        if context.order is not None and context.order.buckets is not None:
-            in_round &= context.order.buckets == context.order.buckets[:, query][:, None]
+        if plan.rule.shows is not None:
+            in_round &= plan.rule.shows(query, position)[None]
+        if given.order is not None and given.order.buckets is not None:
+            in_round &= given.order.buckets == given.order.buckets[:, query][:, None]
         seen = jnp.stack([in_round[:count].any(axis=0) for count in counts])
-        return jnp.concatenate([seen, seen if context.order is None else in_window(larger_chunks, query)])
+        return jnp.concatenate([seen, seen if given.order is None else in_window(larger_chunks, query)])
 
     return find

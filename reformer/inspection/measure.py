@@ -13,11 +13,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from reformer.config import ReformerConfig
 from reformer.inspection import attention
-from reformer.layers.attention import num_buckets, plan_attention
+from reformer.layers.kinds import KINDS, num_buckets
+from reformer.layers.rotations import by_layer
 from reformer.models.language import ReformerLM
 from reformer.ops import hashing
-from reformer.ops.attention import sort_by_hash
-from reformer.ops.plan import Arrays, Context, Order, Plan
+from reformer.ops.masking import Window
+from reformer.ops.plan import Arrays, Given, Plan
 
 COUNTS = (1, 2, 4, 8)  # numbers of hash rounds whose coverage is measured, whatever the model was trained with
 
@@ -51,7 +52,7 @@ class Layer:
 
     Attributes:
       depth: from 0.
-      kind: 'full', 'local' or 'lsh'.
+      kind: its name in `attention_pattern`.
       num_tokens: of the input.
       plan: its rule and how it cuts the tokens into chunks.
       sorting: None where nothing was sorted.
@@ -108,17 +109,11 @@ def measure(
         num_queries=min(len(tokens), max_queries),
         counts=tuple(sorted({*counts, config.num_hashes})),
         factors=num_buckets(len(tokens), config),
-        within_bucket=config.lsh_within_bucket,
-        near=attention.Near(config.local_chunk_length, config.local_num_chunks_before, config.local_num_chunks_after),
+        near=Window(config.local_chunk_length, config.local_num_chunks_before, config.local_num_chunks_after),
     )
-    rotations = _draw_rotations(config, options, rng)
-    seen = _observe(config, variables, tokens, rotations)
-    of_lsh = iter(rotations)
-    layers = []
-    for depth, layer in enumerate(seen):
-        kind = config.attention_pattern[depth % len(config.attention_pattern)]
-        layers.append(_measure_layer(config, depth, kind, options, layer, next(of_lsh) if kind == "lsh" else None))
-    return layers
+    seen = _observe(config, variables, tokens, _draw_rotations(config, options, rng))
+    kinds = config.attention_pattern * config.num_blocks
+    return [_measure_layer(config, depth, kinds[depth], options, *layer) for depth, layer in enumerate(seen)]
 
 
 class _Options(NamedTuple):
@@ -129,8 +124,7 @@ class _Options(NamedTuple):
     num_queries: int
     counts: tuple[int, ...]
     factors: tuple[int, ...]
-    within_bucket: bool
-    near: attention.Near
+    near: Window
 
 
 def _draw_rotations(config: ReformerConfig, options: _Options, rng: PRNGKeyArray) -> list[Array]:
@@ -140,14 +134,19 @@ def _draw_rotations(config: ReformerConfig, options: _Options, rng: PRNGKeyArray
     return [hashing.draw_rotations(layer_rng, *sizes) for layer_rng in jax.random.split(rng, config.num_lsh_layers)]
 
 
-def _observe(config: ReformerConfig, variables, tokens, rotations: list[Array]) -> list[tuple[Arrays, Context]]:
-    """Runs the model; returns queries, keys and context of every layer in depth order, without the batch."""
+def _observe(
+    config: ReformerConfig, variables, tokens, rotations: list[Array]
+) -> list[tuple[Arrays, Given, Array | None]]:
+    """Runs the model; returns of every layer, in depth order and without the batch, queries, keys and what is given.
 
-    def look(i, arrays: Arrays, plan: Plan, context: Context):
-        del i, plan
-        if context.order is not None and not config.lsh_within_bucket:
-            context = context._replace(order=context.order._replace(buckets=None))  # they would be a rule
-        return jax.tree.map(lambda x: x[0], (arrays._replace(value=None, taps=None), context))
+    The last are the layer's rotations, None where nothing is hashed.
+    """
+
+    def look(i, arrays: Arrays, plan: Plan, given: Given):
+        del plan
+        if given.order is not None and not KINDS[config.attention_pattern[i]].within_bucket(config):
+            given = given._replace(order=given.order._replace(buckets=None))  # they would be a rule
+        return jax.tree.map(lambda x: x[0], (arrays._replace(value=None, taps=None), given))
 
     @jax.jit
     def run(variables, tokens, rotations):
@@ -155,47 +154,44 @@ def _observe(config: ReformerConfig, variables, tokens, rotations: list[Array]) 
         return ReformerLM(config).apply(variables, tokens, look, rotations=own, method="observe")[1]
 
     seen = run(variables, jnp.asarray(tokens, jnp.int32)[None], rotations)
-    blocks = (jax.tree.map(itemgetter(block), seen) for block in range(config.num_blocks))
+    of_pattern = tuple((*layer, of_layer) for layer, of_layer in zip(seen, by_layer(config, rotations), strict=True))
+    blocks = (jax.tree.map(itemgetter(block), of_pattern) for block in range(config.num_blocks))
     return [layer for block in blocks for layer in block]
 
 
 def _measure_layer(
-    config: ReformerConfig, depth: int, kind: str, options: _Options, seen: tuple[Arrays, Context], rotations
+    config: ReformerConfig, depth: int, kind: str, options: _Options, arrays: Arrays, given: Given, rotations
 ) -> Layer:
-    arrays, context = seen
-    plan = plan_attention(config, kind, arrays.query.shape[1], False)
-    buckets, picture, coverage = jax.device_get(_measure(plan, options, arrays, context, rotations))
+    config = dataclasses.replace(config, attention_implementation="plain")  # which works row by row
+    plan = KINDS[kind].plan(config, arrays.query.shape[1], False)
+    measured = _measure(config, kind, plan, options, arrays, given, rotations)
+    buckets, picture, coverage = jax.device_get(measured)
     sorting = None
-    if context.order is not None:
-        permutation = np.asarray(context.order.permutation)
+    if given.order is not None:
+        permutation = np.asarray(given.order.permutation)
         sorting = Sorting(buckets[:, : config.num_hashes], permutation, math.prod(options.factors))
     return Layer(depth, kind, options.num_tokens, plan, sorting, picture, options.counts, coverage)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _measure(plan: Plan, options: _Options, arrays: Arrays, context: Context, rotations: Array | None):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _measure(config: ReformerConfig, kind: str, plan: Plan, options: _Options, arrays: Arrays, given: Given, rotations):
     """Buckets [heads, rounds, length] or None, and picture and coverage of every head."""
-    more_rounds = None
-    if context.order is not None:
-        more_rounds = _sort(arrays.query, context.mask, rotations, options.factors)
-    buckets = None if more_rounds is None else more_rounds.buckets
-    if more_rounds is not None and not options.within_bucket:
-        more_rounds = more_rounds._replace(buckets=None)  # they would be a rule of who sees whom
+    buckets = more_rounds = None
+    if given.order is not None:
+        batch_mask = None if given.mask is None else given.mask[None]
+        with_batch = KINDS[kind].sort(config, arrays.query[None], rotations, batch_mask, keep_buckets=True)
+        more_rounds = jax.tree.map(lambda x: x[0], with_batch)
+        buckets = more_rounds.buckets
+        if not KINDS[kind].within_bucket(config):
+            more_rounds = more_rounds._replace(buckets=None)  # they would be a rule of who sees whom
     queries = jnp.linspace(0, options.num_tokens - 1, options.num_queries).round().astype(jnp.int32)
     wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(jnp.float32, x.dtype)), arrays)
 
     def measure_head(head):
         arrays, order, more_rounds = head
-        picture = attention.picture(plan, arrays, Context(context.mask, order), options.num_tokens, options.num_pixels)
-        seen_in_more = Context(context.mask, more_rounds)
+        picture = attention.picture(plan, arrays, Given(given.mask, order), options.num_tokens, options.num_pixels)
+        seen_in_more = Given(given.mask, more_rounds)
         coverage = attention.coverage(plan, arrays, seen_in_more, options.counts, queries, options.near)
         return picture, coverage
 
-    return buckets, *jax.lax.map(measure_head, (wide, context.order, more_rounds))
-
-
-def _sort(query_key, mask, rotations, factors: tuple[int, ...]) -> Order:
-    """Hashes and sorts the tokens of every head, as the model does, in all rounds that are measured."""
-    batch_mask = None if mask is None else mask[None]
-    with_batch = sort_by_hash(query_key[None], rotations, factors, batch_mask, keep_buckets=True)
-    return jax.tree.map(lambda x: x[0], with_batch)
+    return buckets, *jax.lax.map(measure_head, (wide, given.order, more_rounds))

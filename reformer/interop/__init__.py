@@ -1,1 +1,1 @@
-"""Reading and writing the checkpoints of other libraries."""
+"""Reading and writing for other programs: checkpoints of other libraries, and our models as files of theirs."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reformer.config import ReformerConfig
+from reformer.layers.kinds import KINDS
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 CAUSAL_MODEL, BIDIRECTIONAL_MODEL = "ReformerModelWithLMHead", "ReformerForMaskedLM"
@@ -192,8 +193,8 @@ def fields_from_config(config: ReformerConfig, architecture: str) -> dict[str, A
         "num_hidden_layers": len(layers),
         "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
         "max_position_embeddings": config.max_length,
-        "local_attention_probs_dropout_prob": config.attention_weights_dropout_rate("local"),
-        "lsh_attention_probs_dropout_prob": config.attention_weights_dropout_rate("lsh"),
+        "local_attention_probs_dropout_prob": config.attention_weights_dropout_rate,
+        "lsh_attention_probs_dropout_prob": KINDS["lsh"].dropout_rate(config),
         "chunk_size_feed_forward": 0,  # theirs takes only multiples of it, so no prompts
         "chunk_size_lm_head": 0,
         "axial_pos_embds": config.position_embedding == "axial",

@@ -1,5 +1,7 @@
 """The stack of layers for one new token per row, with the caches of its attention layers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -7,16 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ReformerConfig
-from reformer.layers.attention import SelfAttention, make_rule, num_buckets, with_taps
+from reformer.layers.attention import SelfAttention, with_taps
 from reformer.layers.cross_attention import CrossAttention, KeysValues
 from reformer.layers.feed_forward import FeedForward
+from reformer.layers.kinds import KINDS
 from reformer.ops import cache as ops
-from reformer.ops.bucket_table import TablePlan, table_plan
-from reformer.ops.cache import Cache, CachePlan
-from reformer.ops.reversible import next_streams
+from reformer.ops.cache import Cache
+from reformer.ops.reversible import run_functions
 
 
-class Source(NamedTuple):
+class SourceCache(NamedTuple):
     """What the cross attention of all layers reads, computed once.
 
     Attributes:
@@ -28,45 +30,11 @@ class Source(NamedTuple):
     mask: Bool[Array, "sources length"] | None
 
 
-def plan_cache(config: ReformerConfig, kind: str, capacity: int) -> CachePlan:
-    """The static plan of the cache of a layer of `kind` for up to `capacity` tokens.
-
-    Raises:
-      ValueError: the model is not causal.
-    """
-    rule = make_rule(config, kind)
-    if kind == "local":
-        chunk_length = config.local_chunk_length
-        plan = CachePlan(rule, (1 + config.local_num_chunks_before) * chunk_length, chunk_length)
-    else:
-        plan = CachePlan(rule, capacity, capacity, _plan_table(config, capacity) if kind == "lsh" else None)
-    ops.check_plan(plan)
-    return plan
-
-
-def _plan_table(config: ReformerConfig, capacity: int) -> TablePlan | None:
-    """None where one chunk of the sorted list holds the whole sequence: a query sees all before it, in every round."""
-    is_one_chunk = min(capacity, config.max_length) <= config.lsh_chunk_length
-    if is_one_chunk and not config.lsh_within_bucket:
-        return None
-    factors = num_buckets(config.max_length, config)
-    plan = table_plan(
-        factors,
-        config.max_length,
-        config.lsh_chunk_length,
-        config.lsh_num_chunks_before,
-        config.lsh_num_chunks_after,
-        config.lsh_within_bucket,
-        config.lsh_correct_duplicates,
-    )
-    return plan._replace(num_members=max(plan.num_members, capacity)) if is_one_chunk else plan
-
-
 def make_caches(config: ReformerConfig, num_rows: int, capacity: int) -> tuple[Cache, ...]:
     """Makes for every layer of the pattern the empty caches of all blocks, for up to `capacity` tokens per row."""
     shape = (config.num_blocks, num_rows, config.num_heads)
     dtype = jnp.dtype(config.dtype)
-    plans = [plan_cache(config, kind, capacity) for kind in config.attention_pattern]
+    plans = [KINDS[kind].cache(config, capacity) for kind in config.attention_pattern]
     return tuple(ops.empty(plan, shape, config.head_dim, config.num_hashes, dtype) for plan in plans)
 
 
@@ -75,7 +43,7 @@ def read_source(
     params,
     hidden: Float[Array, "sources length width"],
     mask: Bool[Array, "sources length"] | None,
-) -> Source:
+) -> SourceCache:
     """Computes the keys and values that all layers make of a context; `params` as in `stack.run_stack`."""
     layer = CrossAttention(config, parent=None)
 
@@ -83,7 +51,7 @@ def read_source(
         return layer.apply({"params": params}, hidden, method="project")  # type: ignore[return-value]
 
     layers = [params[f"layer_{i}"]["cross_attention"] for i in range(len(config.attention_pattern))]
-    return Source(tuple(jax.lax.map(project, of_blocks) for of_blocks in layers), mask)
+    return SourceCache(tuple(jax.lax.map(project, of_blocks) for of_blocks in layers), mask)
 
 
 def run_stack_once(
@@ -93,7 +61,7 @@ def run_stack_once(
     position: Int[Array, " batch"],
     caches: tuple[Cache, ...],
     rotations: tuple,
-    source: Source | None = None,
+    source: SourceCache | None = None,
 ):
     """Runs all blocks for one token per row.
 
@@ -103,42 +71,49 @@ def run_stack_once(
       x: the embedded tokens.
       position: where they stand in their rows.
       caches: for every layer of the pattern those of all blocks, stacked.
-      rotations: likewise; None for layers that are not LSH.
+      rotations: likewise; None for layers that do not hash.
       source: what cross attention reads; each source is that of equally many rows, which lie side by side.
 
     Returns:
       Both streams, and the caches with the tokens in them.
     """
     pattern = config.attention_pattern
-    num_streams = config.num_streams
-    plans = [plan_cache(config, kind, cache.key.shape[3]) for kind, cache in zip(pattern, caches, strict=True)]
+    plans = [KINDS[kind].cache(config, cache.key.shape[3]) for kind, cache in zip(pattern, caches, strict=True)]
 
-    def run_block(state, of_block):
-        (x1, x2), caches = state
-        block, params, rotations, keys_values = of_block
-        new_caches = []
+    def run_block(state, block):
+        streams, caches = state
+        number, params, rotations, keys_values = block
+        functions = []
         for i, kind in enumerate(pattern):
-            layer, variables = SelfAttention(config, kind, parent=None), {"params": params[f"layer_{i}"]["attention"]}
-            arrays = with_taps(variables["params"], layer.apply(variables, x2, method="project"))
-            attended, cache = ops.attend_next(plans[i], caches[i], block, arrays, position, rotations[i])
-            x1, x2 = next_streams(x2, x1 + layer.apply(variables, attended, x2.dtype, method="combine"), num_streams)
+            layer = params[f"layer_{i}"]
+            attend = partial(ops.attend_next, plans[i], caches[i], number, position=position, rotations=rotations[i])
+            functions.append(partial(_attend, config, kind, layer["attention"], attend))
             if source is not None:
-                read = _read(config, params[f"layer_{i}"]["cross_attention"], x2, keys_values[i], source.mask)
-                x1, x2 = next_streams(x2, x1 + read, num_streams)
-            feed_forward = FeedForward(config, parent=None)
-            added = x1 + feed_forward.apply({"params": params[f"layer_{i}"]["feed_forward"]}, x2)
-            x1, x2 = next_streams(x2, added, num_streams)
-            new_caches.append(cache)
-        return ((x1, x2), tuple(new_caches)), None
+                functions.append(partial(_read, config, layer["cross_attention"], keys_values[i], source.mask))
+            functions.append(partial(_feed_forward, config, layer["feed_forward"]))
+        streams, saved = run_functions(functions, streams, config.num_streams)
+        return (streams, saved[:: len(functions) // len(pattern)]), None  # the attention of every layer saves a cache
 
     keys_values = None if source is None else source.keys_values
     blocks = (jnp.arange(config.num_blocks), params, rotations, keys_values)
     return jax.lax.scan(run_block, ((x, x), caches), blocks)[0]
 
 
-def _read(config: ReformerConfig, params, x: Float[Array, "rows 1 embed"], keys_values: KeysValues, mask):
+def _attend(config: ReformerConfig, kind: str, params, attend: Callable, x, onto):
+    """Self-attention as a residual function that saves its cache; `attend` is `cache.attend_next` of arrays."""
+    layer, variables = SelfAttention(config, kind, parent=None), {"params": params}
+    projected: Any = layer.apply(variables, x, method="project")
+    attended, cache = attend(arrays=with_taps(params, projected))
+    return onto + layer.apply(variables, attended, x.dtype, method="combine"), cache
+
+
+def _read(config: ReformerConfig, params, keys_values: KeysValues, mask, x: Float[Array, "rows 1 embed"], onto):
     """Cross attention: the rows of a source are its queries, so that keys and values are not copied for each."""
     queries = x.reshape(len(keys_values.key), -1, x.shape[-1])
     layer = CrossAttention(config, parent=None)
     read: Any = layer.apply({"params": params}, queries, keys_values, mask, method="attend")
-    return read.reshape(x.shape)
+    return onto + read.reshape(x.shape), ()
+
+
+def _feed_forward(config: ReformerConfig, params, x, onto):
+    return onto + FeedForward(config, parent=None).apply({"params": params}, x), ()

@@ -13,10 +13,10 @@ from reformer.config import ReformerConfig
 from reformer.layers.attention import Fixed
 from reformer.layers.linear import LayerNorm, dense
 from reformer.ops import cross
-from reformer.ops.dropout import dropout, fold, rows
-from reformer.ops.lengthwise import map_length
-from reformer.ops.reversible import Residual, chunked_vjp
-from reformer.ops.stored import store
+from reformer.ops.dropout import dropout, fold, token_numbers
+from reformer.ops.lengthwise import chunked_vjp, map_length
+from reformer.ops.reversible import Residual
+from reformer.ops.stored import mark_costly
 
 
 class KeysValues(NamedTuple):
@@ -73,10 +73,10 @@ class CrossAttention(nn.Module):
           seed: of the dropout masks; None = no dropout.
         """
         config = self.config
-        rate = 0.0 if seed is None else config.attention_weights_dropout_rate("cross")
-        query = store(_heads_first(self.query(self.norm(x).astype(config.dtype))))
+        rate = 0.0 if seed is None else config.attention_weights_dropout_rate
+        query = mark_costly(_heads_first(self.query(self.norm(x).astype(config.dtype))))
         of_weights = fold(seed, 1) if rate else None
-        attended = store(cross.attend(query, *source, mask, dropout_rate=rate, row=row, seed=of_weights))
+        attended = mark_costly(cross.attend(query, *source, mask, dropout_rate=rate, row=row, seed=of_weights))
         out = self.output(jnp.swapaxes(attended, 1, 2))
         if seed is not None:
             out = dropout(out, config.dropout_rate, fold(seed, 0), row)
@@ -107,7 +107,7 @@ class CrossAttentionResidual:
             return self._attend(params, source, fixed, *chunk)
 
         whole, chunk_length = ((params, source), fixed), self._chunk_length(source)
-        return map_length(attend, whole, (x, rows(x)), chunk_length, onto=onto), ()
+        return map_length(attend, whole, (x, token_numbers(x)), chunk_length, onto=onto), ()
 
     def undo(self, params, x, onto, context, fixed: Fixed, saved, cotangent, onto_cotangent):
         """As `reversible.Residual` has it."""
@@ -117,7 +117,7 @@ class CrossAttentionResidual:
             lambda both, fixed, x, row: self._attend(both[0], both[1], fixed, x, row),
             (params, source),
             fixed,
-            (x, cotangent, rows(x)),
+            (x, cotangent, token_numbers(x)),
             self._chunk_length(source),
             onto=(onto, onto_cotangent),
         )
@@ -143,7 +143,7 @@ class CrossAttentionResidual:
         return self._layer.apply({"params": params}, x, source, fixed.mask, row, fixed.seed, method="attend")
 
     def _project_all(self, params, context) -> KeysValues:
-        return store(map_length(self._project, params, context, self.config.mlp_chunk_length, out_axis=2))
+        return mark_costly(map_length(self._project, params, context, self.config.mlp_chunk_length, out_axis=2))
 
     def _chunk_length(self, source: KeysValues) -> int:
         batch, num_heads, num_keys, _ = source.key.shape

@@ -29,7 +29,7 @@ class PositionEmbeddings(nn.Module):
         return of_kind[self.config.position_embedding](positions)
 
     def _axial(self, length: int):
-        """Concatenates, for every position, a row of each axis's table.
+        """Concatenates, for every position, an entry of each axis's table.
 
         Source: Kitaev et al. 2020; Ho et al. 2019 (arXiv 1912.12180). Position p stands at the
         row-major coordinates of p, so any length up to the product of the shape has its embedding.
@@ -39,8 +39,8 @@ class PositionEmbeddings(nn.Module):
         parts = []
         for i, table in enumerate(tables):
             # Beyond the grid lie only masked tokens, which pad to Hugging Face's windows.
-            rows = jnp.take(table, jnp.arange(used[i]), axis=0, mode="clip")
-            on_axis = rows.reshape([used[i] if j == i else 1 for j in range(len(used))] + [-1])
+            entries = jnp.take(table, jnp.arange(used[i]), axis=0, mode="clip")
+            on_axis = entries.reshape([used[i] if j == i else 1 for j in range(len(used))] + [-1])
             parts.append(jnp.broadcast_to(on_axis, (*used, table.shape[-1])))
         return jnp.concatenate(parts, axis=-1).reshape(-1, self.config.embed_dim)[:length]
 

@@ -9,7 +9,13 @@ from reformer.ops import linear
 
 
 def dense(config: ReformerConfig, features: int | tuple[int, ...], **kwargs) -> nn.DenseGeneral:
-    """A dense layer in the model's types; `kwargs` as in `nn.DenseGeneral`."""
+    """A dense layer in the model's types, with the products of `ops.linear`.
+
+    Args:
+      config: the model's.
+      features: what the layer gives for every token, perhaps on several axes.
+      **kwargs: as `nn.DenseGeneral` has them.
+    """
     kwargs.setdefault("kernel_init", nn.initializers.glorot_uniform())
     return nn.DenseGeneral(
         features,
@@ -26,8 +32,8 @@ class LayerNorm(nn.Module):
     config: ReformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows features"]:
-        """Normalises, scales and shifts every row."""
+    def __call__(self, x: Float[Array, "*tokens features"]) -> Float[Array, "*tokens features"]:
+        """Normalises, scales and shifts every token."""
         shape, dtype = x.shape[-1:], jnp.dtype(self.config.param_dtype)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)

@@ -5,19 +5,18 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from reformer.config import ReformerConfig
 from reformer.layers.attention import SelfAttention
-from reformer.layers.attention_residual import AttentionResidual, attention_residual
+from reformer.layers.attention_residual import attention_residual
 from reformer.layers.cross_attention import CrossAttention, cross_attention_residual
 from reformer.layers.feed_forward import FeedForward, feed_forward_residual
-from reformer.ops.plan import Arrays, Context, Plan
-from reformer.ops.reversible import Residual, next_streams, reversible_scan_blocks, scan_blocks
+from reformer.ops.plan import Arrays, Given, Plan
+from reformer.ops.reversible import Residual, Stream, Streams, reversible_scan_blocks, run_blocks, scan_blocks
 
-Observer = Callable[[int, Arrays, Plan, Context], Any]  # the first is the number of the layer within the pattern
+Observer = Callable[[int, Arrays, Plan, Given], Any]  # the first is the number of the layer within the pattern
 
 
 class Layer(nn.Module):
@@ -55,7 +54,11 @@ class Block(nn.Module):
 
 
 def stacked_blocks(config: ReformerConfig) -> nn.Module:
-    """A module with the parameters of all blocks, stacked on axis 0 and initialised block by block."""
+    """A module with the parameters of all blocks, stacked on axis 0 and initialised block by block.
+
+    Args:
+      config: the model's.
+    """
     blocks = nn.vmap(
         Block,
         variable_axes={"params": 0},
@@ -66,11 +69,17 @@ def stacked_blocks(config: ReformerConfig) -> nn.Module:
     return blocks(config)
 
 
-def residual_functions(config: ReformerConfig) -> tuple[Residual, ...]:
-    """The residual functions of one block: the parts of every layer of the pattern."""
+def residual_functions(config: ReformerConfig, observe: Observer | None = None) -> tuple[Residual, ...]:
+    """The residual functions of one block: the parts of every layer of the pattern.
+
+    Args:
+      config: the model's.
+      observe: what the attention of the layers is to save in the forward pass, which is then all that the functions
+        are good for; None = what the reverse sweep needs.
+    """
     functions = []
-    for kind in config.attention_pattern:
-        functions.append(attention_residual(config, kind))
+    for i, kind in enumerate(config.attention_pattern):
+        functions.append(attention_residual(config, kind, None if observe is None else partial(observe, i)))
         if config.cross_attention:
             functions.append(cross_attention_residual(config))
         functions.append(feed_forward_residual(config))
@@ -82,7 +91,14 @@ def parts(config: ReformerConfig) -> tuple[str, ...]:
     return ("attention", "cross_attention", "feed_forward") if config.cross_attention else ("attention", "feed_forward")
 
 
-def run_stack(config: ReformerConfig, params, x: Float[Array, "batch length embed"], fixed, context=()):
+def run_stack(
+    config: ReformerConfig,
+    params,
+    x: Stream,
+    fixed: tuple,
+    context: Float[Array, "batch source width"] | tuple[()] = (),
+    observe: Observer | None = None,
+) -> tuple[Streams, tuple]:
     """Runs all blocks from two copies of `x`.
 
     Args:
@@ -90,53 +106,21 @@ def run_stack(config: ReformerConfig, params, x: Float[Array, "batch length embe
       params: the parameters that `stacked_blocks` made.
       x: embedded tokens.
       fixed: for every residual function of a block its fixed input, stacked over blocks.
-      context: what cross attention attends to [batch, source, width]; differentiated.
+      context: what cross attention attends to, shared by all layers and differentiated; () = nothing.
+      observe: called in every layer, while it is traced, with the number of the layer within the pattern and the
+        projections, plan and context of its attention; returns a pytree of arrays. Such a run is not differentiated.
+        None = nobody looks.
 
     Returns:
-      Both streams.
+      Both streams, and for every layer of the pattern what `observe` returned, stacked over blocks; () where nobody
+      looks.
     """
+    functions, in_order = residual_functions(config, observe), _in_order(config, params)
+    if observe is not None:
+        streams, saved = run_blocks(functions, in_order, x, x, context, fixed, config.num_streams)
+        return streams, saved[:: len(parts(config))]
     scan = reversible_scan_blocks if config.reversible else partial(scan_blocks, num_streams=config.num_streams)
-    return scan(residual_functions(config), _in_order(config, params), x, x, context, fixed)
-
-
-def observe_stack(
-    config: ReformerConfig,
-    params,
-    x: Float[Array, "batch length embed"],
-    fixed,
-    observe: Observer,
-    context=(),
-):
-    """Runs all blocks forward and looks into the attention of every layer.
-
-    Args:
-      config: the model's.
-      params: as in `run_stack`.
-      x: as in `run_stack`.
-      fixed: as in `run_stack`.
-      observe: (number of the layer within the pattern, projections, plan, context) -> pytree of arrays.
-      context: as in `run_stack`.
-
-    Returns:
-      Both streams, and for every layer of the pattern what `observe` returned, stacked over blocks.
-    """
-    functions, num_parts = residual_functions(config), len(parts(config))
-
-    def run_block(streams, block):
-        x1, x2 = streams
-        seen = []
-        for number, (f, of_f, constants) in enumerate(zip(functions, *block, strict=True)):
-            i, part = divmod(number, num_parts)
-            if parts(config)[part] == "attention":
-                attention = AttentionResidual(config, config.attention_pattern[i])
-                added, saw = attention.apply_and_observe(partial(observe, i), of_f, x2, x1, constants)
-                seen.append(saw)
-            else:
-                added, _ = f.apply(of_f, x2, x1, context, constants)
-            x1, x2 = next_streams(x2, added, config.num_streams)
-        return (x1, x2), tuple(seen)
-
-    return jax.lax.scan(run_block, (x, x), (_in_order(config, params), fixed))
+    return scan(functions, in_order, x, x, context, fixed), ()
 
 
 def _in_order(config: ReformerConfig, params) -> tuple:
@@ -145,6 +129,6 @@ def _in_order(config: ReformerConfig, params) -> tuple:
     return tuple(layer[part] for layer in layers for part in parts(config))
 
 
-def stack_over_blocks(x: jax.Array | None, num_blocks: int):
-    """Repeats an input that is the same for all blocks, for the scan over them."""
+def stack_over_blocks(x: Shaped[Array, "..."] | None, num_blocks: int) -> Shaped[Array, "blocks ..."] | None:
+    """Repeats an input that is the same for all blocks, for the scan over them; None stays None."""
     return None if x is None else jnp.broadcast_to(x[None], (num_blocks, *x.shape))

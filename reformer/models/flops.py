@@ -1,6 +1,7 @@
 """How many operations a training step needs, by count and not by measurement."""
 
 from reformer.config import ReformerConfig, derive_encoder_config
+from reformer.layers.kinds import KINDS
 
 
 def flops_per_token(config: ReformerConfig, length: int, num_outputs: int | None = None) -> float:
@@ -23,22 +24,11 @@ def flops_per_token(config: ReformerConfig, length: int, num_outputs: int | None
 def _stack_flops(config: ReformerConfig, length: int) -> float:
     width = config.num_heads * config.head_dim
     total = 0.0
-    for kind in config.attention_pattern:
-        is_shared = kind == "lsh" or config.shares_query_key
-        linear = 2 * config.embed_dim * width * (3 if is_shared else 4) + 4 * config.embed_dim * config.mlp_dim
-        rounds = config.num_hashes if kind == "lsh" else 1
-        total += linear + rounds * 4 * width * _keys_per_query(config, kind, length)
+    for kind in map(KINDS.__getitem__, config.attention_pattern):
+        num_projections = 3 if kind.shares_query_key(config) else 4
+        linear = 2 * config.embed_dim * width * num_projections + 4 * config.embed_dim * config.mlp_dim
+        total += linear + 4 * width * kind.keys_per_query(config, length)
         if config.cross_attention:
             total += 4 * width * (config.embed_dim + config.output_dim + length)
     passes = 4 if config.reversible else 3
     return passes * config.num_blocks * total
-
-
-def _keys_per_query(config: ReformerConfig, kind: str, length: int) -> float:
-    """Of a round; half the length on average under full causal attention, whole windows otherwise."""
-    if kind == "full":
-        return length / 2 if config.causal else length
-    if kind == "lsh":
-        num_chunks = 1 + config.lsh_num_chunks_before + config.lsh_num_chunks_after
-        return config.lsh_chunk_length * num_chunks
-    return config.local_chunk_length * (1 + config.local_num_chunks_before + config.local_num_chunks_after)

@@ -14,7 +14,7 @@ from reformer.layers.linear import dense
 from reformer.layers.stack import Observer
 from reformer.models.language import Evaluated, TokenModel
 from reformer.models.trunk import POOLINGS, Rotations, Streams, Trunk, merge_streams
-from reformer.ops.dropout import dropout, fold, rows
+from reformer.ops.dropout import dropout, fold, token_numbers
 from reformer.ops.ids import check_ids
 from reformer.ops.losses import check_targets, check_targets_exist, cross_entropy, weigh, weight_of, widen
 
@@ -47,7 +47,7 @@ class ReformerEncoder(Trunk):
         """
         streams, seed = self.run(tokens, mask, rotations, deterministic)
         hidden = self.norm(merge_streams(self.config, streams))
-        return hidden if seed is None else dropout(hidden, self.config.dropout_rate, seed, rows(hidden))
+        return hidden if seed is None else dropout(hidden, self.config.dropout_rate, seed, token_numbers(hidden))
 
 
 class TokenClassifier(TokenModel):
@@ -141,7 +141,7 @@ class SequenceClassifier(Trunk):
     ) -> Evaluated:
         """The loss without dropout, and how many labels are right; `look` as in `TokenModel.score`."""
         check_targets_exist(targets, weights, self.num_labels)
-        streams, seen = self.run_and_look(tokens, mask, rotations, look)
+        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations)
         sums = label_sums(self._logits(streams, mask, None), targets, weights)
         return Evaluated(*sums, others={}, seen=seen)
 
@@ -231,7 +231,7 @@ class QuestionAnswerer(Trunk):
         look: Observer | None = None,
     ) -> Evaluated:
         """The loss without dropout, how many starts and ends are right, and as `exact` how many whole spans are."""
-        streams, seen = self.run_and_look(tokens, mask, rotations, look)
+        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations)
         logits, weights = self._real_logits(streams, mask, None), _span_weights(targets, weights, tokens, mask)
         weight_of_both = jnp.min(weights, axis=1)
         are_right = jnp.all(jnp.argmax(logits, axis=-1) == targets, axis=1)
@@ -241,7 +241,7 @@ class QuestionAnswerer(Trunk):
     def _logits(self, streams: Streams, seed) -> Float[Array, "batch 2 length"]:
         hidden = self.norm(merge_streams(self.config, streams))
         if seed is not None:
-            hidden = dropout(hidden, self.config.dropout_rate, seed, rows(hidden))
+            hidden = dropout(hidden, self.config.dropout_rate, seed, token_numbers(hidden))
         return jnp.moveaxis(widen(self.head(hidden)), -1, 1)
 
     def _real_logits(self, streams: Streams, mask, seed) -> Float[Array, "batch 2 length"]:

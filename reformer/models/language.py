@@ -12,7 +12,7 @@ from reformer.config import ReformerConfig
 from reformer.layers.linear import LayerNorm, dense
 from reformer.layers.stack import Observer
 from reformer.models.trunk import Encoded, Rotations, Streams, Trunk, merge_streams
-from reformer.ops.dropout import dropout, rows
+from reformer.ops.dropout import dropout, token_numbers
 from reformer.ops.losses import check_targets, check_targets_exist, chunked_cross_entropy, chunked_scores, widen
 from reformer.sharding import constrain
 
@@ -91,7 +91,7 @@ class TokenModel(Trunk):
           ValueError: the sequence is too long, an id does not exist, or rotations are wrong or missing.
         """
         streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded, documents=documents)
-        return _logits(self.config, self.num_outputs, self._head_params(), streams, rows(tokens), seed)
+        return _logits(self.config, self.num_outputs, self._head_params(), streams, token_numbers(tokens), seed)
 
     def loss(
         self,
@@ -174,7 +174,7 @@ class TokenModel(Trunk):
           ValueError: as in `__call__`.
         """
         self.check(tokens, targets, weights, mask)
-        streams, seen = self.run_and_look(tokens, mask, rotations, look, encoded, documents)
+        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations, encoded=encoded, documents=documents)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
         counted = (weights,) if repeats is None else (weights, weights * repeats)

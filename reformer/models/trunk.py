@@ -1,29 +1,27 @@
 """What every model of the family has below its head: embeddings, the stack of layers, and a norm over both streams."""
 
-import itertools
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from reformer.config import ReformerConfig
+from reformer.layers import rotations as all_rotations
 from reformer.layers import stack
-from reformer.layers.attention import Fixed, falls_back_to_full, num_buckets, padded_length
+from reformer.layers.attention import Fixed
 from reformer.layers.embeddings import Embeddings
+from reformer.layers.kinds import KINDS, padded_length
 from reformer.layers.linear import LayerNorm
-from reformer.ops import hashing
-from reformer.ops.dropout import draw_seed, dropout, fold, rows
+from reformer.layers.rotations import Rotations
+from reformer.ops.dropout import draw_seed, dropout, fold, token_numbers
 from reformer.ops.ids import check_ids, spoil_missing
 from reformer.ops.lengthwise import map_length
+from reformer.ops.reversible import Streams
 from reformer.sharding import check_is_set, constrain, splits_length
 
-Rotations = Sequence[Float[Array, "heads head_dim rounds columns"]]
 POOLINGS = ("first", "mean")  # what stands for a whole sequence
-
-Streams = tuple[Float[Array, "batch length embed"], Float[Array, "batch length embed"]]
 
 
 class Encoded(NamedTuple):
@@ -76,7 +74,6 @@ class Trunk(nn.Module):
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         deterministic: bool = True,
-        run_stack: Callable = stack.run_stack,
         encoded: Encoded | None = None,
         documents: Int[Array, "batch length"] | None = None,
     ) -> tuple[Streams, UInt[Array, ""] | None]:
@@ -86,9 +83,8 @@ class Trunk(nn.Module):
           inputs: what `embed` takes, such as ids [batch, length]. A real token whose id does not exist is an error, and
             NaN where the values are not known, within `jit`; those that `mask` hides may be any integers.
           mask: True = real token; None = all are.
-          rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
+          rotations: of every LSH layer in depth order; None = drawn from the rng named 'hash'.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
-          run_stack: how; `observe` has its own.
           encoded: what the layers with cross attention attend to.
           documents: of every token the number of its document, from 0, in ascending order: tokens attend within their
             document only, and what one gives does not depend on the contents of the others; None = all is one.
@@ -100,6 +96,11 @@ class Trunk(nn.Module):
           ValueError: the sequence is empty or too long, an id does not exist, or mask, rotations or what is encoded do
             not fit or are missing.
         """
+        streams, seed, _ = self._run(inputs, mask, rotations, deterministic, encoded, documents, None)
+        return streams, seed
+
+    def _run(self, inputs, mask, rotations, deterministic: bool, encoded, documents, look: stack.Observer | None):
+        """`run`, and as third what `observe` returns."""
         config = self.config
         check_is_set(inputs)
         length = _check_inputs(inputs, mask, config.max_length)
@@ -112,7 +113,7 @@ class Trunk(nn.Module):
         if _are_ids(inputs):
             x = spoil_missing(x, inputs, mask, config.vocab_size)
         if seed is not None:
-            x = dropout(x, config.dropout_rate, fold(seed, 0), rows(x))
+            x = dropout(x, config.dropout_rate, fold(seed, 0), token_numbers(x))
         x = constrain(x, "act_batch", "act_length", "act_embed")
         if self.is_initializing():
             self.stack(x[:1, :1])
@@ -120,8 +121,9 @@ class Trunk(nn.Module):
         encoded_mask = None if encoded is None else encoded.mask
         fixed = self._fixed(x.shape[1], mask, rotations, seed, encoded_mask, documents)
         context = () if encoded is None else constrain(encoded.hidden, "act_batch", "replicated", "act_embed")
-        streams = run_stack(config, self.variables["params"]["stack"], x, fixed, context)
-        return jax.tree.map(lambda y: y[:, :length], streams), None if seed is None else fold(seed, 1)
+        streams, seen = stack.run_stack(config, self.variables["params"]["stack"], x, fixed, context, look)
+        streams = jax.tree.map(lambda y: y[:, :length], streams)
+        return streams, None if seed is None else fold(seed, 1), seen
 
     def embed(self, inputs: Shaped[Array, "batch length *values"]) -> Float[Array, "batch length embed"]:
         """The vectors that enter the stack, before dropout."""
@@ -138,8 +140,9 @@ class Trunk(nn.Module):
 
     def _dropout_seed(self, deterministic: bool):
         config = self.config
-        kinds = [*config.attention_pattern, *(["cross"] if config.cross_attention else [])]
-        rates = [config.dropout_rate, *map(config.attention_weights_dropout_rate, kinds)]
+        rates = [config.dropout_rate, *(KINDS[kind].dropout_rate(config) for kind in config.attention_pattern)]
+        if config.cross_attention:
+            rates.append(config.attention_weights_dropout_rate)
         if deterministic or not any(rates):
             return None
         if not may_draw(self, "dropout"):
@@ -156,46 +159,32 @@ class Trunk(nn.Module):
         if seed is not None:
             seeds = fold(seed, jnp.arange(2, 2 + num_functions * num_blocks)).reshape(num_blocks, -1).T
         fixed = []
-        for (kind, part), of_part in zip(itertools.product(config.attention_pattern, parts), seeds, strict=True):
+        for part, of_part in zip(parts * len(config.attention_pattern), seeds, strict=True):
             if part == "attention":
-                of_layer = next(per_layer) if kind == "lsh" else None
                 of_tokens = [stack.stack_over_blocks(x, num_blocks) for x in (mask, documents)]
-                fixed.append(Fixed(of_tokens[0], of_layer, of_part, of_tokens[1]))
+                fixed.append(Fixed(of_tokens[0], next(per_layer), of_part, of_tokens[1]))
             elif part == "cross_attention":
                 fixed.append(Fixed(stack.stack_over_blocks(encoded_mask, num_blocks), None, of_part))
             else:
                 fixed.append(of_part)
         return tuple(fixed)
 
-    def _rotations(self, length: int, rotations: Rotations | None) -> list:
-        """For every LSH layer of the pattern the rotations of all blocks, stacked."""
+    def _rotations(self, length: int, rotations: Rotations | None) -> tuple:
+        """For every layer of the pattern the rotations of all blocks, stacked; None where nothing is hashed."""
         config = self.config
-        num_in_pattern = config.attention_pattern.count("lsh")
-        if num_in_pattern and falls_back_to_full(config, length, config.lsh_chunk_length):
-            return [None] * num_in_pattern
-        if rotations is not None and len(rotations) != config.num_lsh_layers:
-            raise ValueError(f"{len(rotations)} rotations for {config.num_lsh_layers} LSH layers. Pass one for each.")
-        if not num_in_pattern:
-            return []
-        factors = num_buckets(length, config)
-        if rotations is None:
+        are_needed = all_rotations.are_needed(config, length)
+        if rotations is not None and (are_needed or not config.num_lsh_layers):
+            all_rotations.check(config, length, rotations)
+        if rotations is None and are_needed:
             if not may_draw(self, "hash"):
                 raise ValueError("LSH layers need rngs={'hash': key}, also when deterministic, or explicit rotations.")
-            drawn = draw_rotations(config, factors, self.make_rng("hash"))
-            return [drawn[i::num_in_pattern] for i in range(num_in_pattern)]
-        for array in rotations:
-            hashing.check_rotations(array, (config.num_heads, config.head_dim), factors)
-            if array.shape[2] != config.num_hashes:
-                raise ValueError(
-                    f"rotations of shape {array.shape} have {array.shape[2]} rounds, num_hashes={config.num_hashes}. "
-                    "Make them equal."
-                )
-        return [jnp.stack(rotations[i::num_in_pattern]) for i in range(num_in_pattern)]
+            rotations = all_rotations.draw(config, length, self.make_rng("hash"))
+        return all_rotations.by_layer(config, rotations if are_needed else None)
 
     def observe(
         self,
         inputs: Array,
-        look: stack.Observer,
+        look: stack.Observer | None,
         *,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
@@ -206,8 +195,9 @@ class Trunk(nn.Module):
 
         Args:
           inputs: as in `run`.
-          look: called with the number of the layer within `attention_pattern`, its projections, plan and context;
-            what it returns, a pytree of arrays, is collected. The order of an LSH layer's context holds the buckets.
+          look: called with the number of the layer within `attention_pattern`, its projections, its plan and what else
+            its attention is given; what it returns, a pytree of arrays, is collected. The order of an LSH layer holds
+            the buckets. None = nobody looks.
           mask: as in `run`.
           rotations: as in `run`.
           encoded: as in `run`.
@@ -215,34 +205,13 @@ class Trunk(nn.Module):
 
         Returns:
           Both streams after the last layer, and for every layer of the pattern what `look` returned,
-          stacked over blocks.
+          stacked over blocks; () where nobody looks.
 
         Raises:
           ValueError: as in `run`.
         """
-        seen: list = []
-
-        def run(config, params, x, fixed, context):
-            streams, collected = stack.observe_stack(config, params, x, fixed, look, context)
-            seen.extend(collected)
-            return streams
-
-        streams, _ = self.run(inputs, mask, rotations, run_stack=run, encoded=encoded, documents=documents)
-        return streams, tuple(seen)
-
-    def run_and_look(
-        self,
-        inputs: Array,
-        mask,
-        rotations: Rotations | None,
-        look: stack.Observer | None,
-        encoded: Encoded | None = None,
-        documents: Int[Array, "batch length"] | None = None,
-    ) -> tuple[Streams, tuple]:
-        """`observe`, or if `look` is None `run` without dropout, where nothing is seen: ()."""
-        if look is None:
-            return self.run(inputs, mask, rotations, encoded=encoded, documents=documents)[0], ()
-        return self.observe(inputs, look, mask=mask, rotations=rotations, encoded=encoded, documents=documents)
+        streams, _, seen = self._run(inputs, mask, rotations, True, encoded, documents, look)
+        return streams, seen
 
     def pool(
         self,
@@ -315,16 +284,6 @@ def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) 
             f"encoded.hidden {encoded.hidden.shape} must have at least one source token, and its mask "
             f"{None if encoded.mask is None else encoded.mask.shape} must be [batch, source]."
         )
-
-
-def draw_rotations(
-    config: ReformerConfig, factors: tuple[int, ...], rng: PRNGKeyArray
-) -> Float[Array, "layers heads head_dim rounds columns"]:
-    """Draws the rotations of all LSH layers at once: a draw for each would make the program grow with the depth."""
-    dtype = jnp.promote_types(jnp.float32, config.dtype)
-    num_heads = config.num_lsh_layers * config.num_heads
-    drawn = hashing.draw_rotations(rng, num_heads, config.head_dim, config.num_hashes, factors, dtype)
-    return drawn.reshape(config.num_lsh_layers, config.num_heads, *drawn.shape[1:])
 
 
 def _check_documents(config: ReformerConfig, inputs, documents) -> None:

@@ -149,7 +149,7 @@ class ReformerViT(Trunk):
         """
         check_targets_exist(targets, weights, self.num_labels)
         patches, mask = self._sequence(images, mask)
-        streams, seen = self.run_and_look(patches, mask, rotations, look)
+        streams, seen = self.observe(patches, look, mask=mask, rotations=rotations)
         logits = self._logits(streams, mask, None)
         nats, right, weight = label_sums(logits, targets, weights)
         near = weight_of(_rank(logits, targets) < 5, weigh(targets, weights, self.num_labels, logits.dtype))

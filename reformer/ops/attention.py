@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 from reformer.ops import hashing
 from reformer.ops.dropout import draw_seed, fold
 from reformer.ops.masking import SCORE_FILLS, Rule
-from reformer.ops.plan import Arrays, Context, Order, chunked_plan, full_plan
-from reformer.ops.planned import attend
+from reformer.ops.plan import Arrays, Given, Order
+from reformer.ops.planned import attend, chunked_plan, full_plan
 from reformer.ops.sorting import sort_by_bucket
 
 
@@ -58,8 +58,8 @@ def full_attention(
     rule = Rule(causal, key is None, dropout_rate, semantics, looks_ahead=looks_ahead)
     _check(Arrays(query, key, value), mask, rule)
     plan = full_plan(query.shape[1], rule)
-    context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
-    return _swap_heads(attend(plan, _heads_first(query, key, value, taps), context))
+    given = Given(mask, None, _seeds(query, dropout_rate, dropout_rng))
+    return _swap_heads(attend(plan, _heads_first(query, key, value, taps), given))
 
 
 def local_attention(
@@ -108,8 +108,8 @@ def local_attention(
     rule = Rule(causal, key is None, dropout_rate, semantics, num_chunks_before, num_chunks_after, looks_ahead)
     _check(Arrays(query, key, value), mask, rule, chunk_length)
     plan = chunked_plan(query.shape[1], chunk_length, rule, implementation=implementation)
-    context = Context(mask, None, _seeds(query, dropout_rate, dropout_rng))
-    return _swap_heads(attend(plan, _heads_first(query, key, value, taps), context))
+    given = Given(mask, None, _seeds(query, dropout_rate, dropout_rng))
+    return _swap_heads(attend(plan, _heads_first(query, key, value, taps), given))
 
 
 def lsh_attention(
@@ -179,8 +179,8 @@ def lsh_attention(
     plan = chunked_plan(query_key.shape[1], chunk_length, rule, correct_duplicates, implementation)
     arrays = _heads_first(query_key, None, value, taps)
     order = sort_by_hash(arrays.query, rotations, num_buckets, mask, keep_buckets=within_bucket)
-    context = Context(mask, order, _seeds(query_key, dropout_rate, dropout_rng))
-    return _swap_heads(attend(plan, arrays, context))
+    given = Given(mask, order, _seeds(query_key, dropout_rate, dropout_rng))
+    return _swap_heads(attend(plan, arrays, given))
 
 
 def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: bool = False, documents=None) -> Order:

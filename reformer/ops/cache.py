@@ -2,9 +2,9 @@
 
 A cache has static shapes, and every row its own number of tokens, so that prompts may be ragged. Full and local
 attention keep the latest `num_slots` keys and values in a ring, where position p stands in slot p % num_slots: a local
-layer those of its window, a full layer, whose single chunk is all there is, those of the whole sequence. An LSH layer
-keeps the whole sequence too, but reads only the few positions that a table of its buckets names (`bucket_table`), so
-that a token costs the same whatever came before it; where one chunk holds the whole sequence it is a full layer.
+layer those of its window, a full layer those of the whole sequence. The rule says which of them a query sees. An LSH
+layer keeps the whole sequence too, but reads only the few positions that a table of its buckets names (`bucket_table`),
+so that a token costs the same whatever came before it; where one chunk holds the whole sequence it is a full layer.
 
 Where values look ahead (`look_ahead`), the value of a new token is added to the slot of the key before it: it is what
 that key has waited for, as its own key waits for the next token.
@@ -23,7 +23,6 @@ from reformer.ops import block as block_ops
 from reformer.ops import bucket_table, look_ahead
 from reformer.ops.block import Block
 from reformer.ops.bucket_table import TablePlan
-from reformer.ops.chunking import NO_POSITION
 from reformer.ops.masking import Pairs, Rule, Tokens
 from reformer.ops.plan import Arrays, unit_keys
 
@@ -33,15 +32,12 @@ class CachePlan(NamedTuple):
 
     Attributes:
       rule: causal, without dropout.
-      num_slots: keys and values that are kept.
-      chunk_length: of a local layer, a divisor of `num_slots`: a query sees its own chunk and the
-        num_slots / chunk_length - 1 before it. Of the others `num_slots`.
+      num_slots: keys and values that are kept, the latest: at least those that the rule shows.
       table: of an LSH layer of several chunks.
     """
 
     rule: Rule
     num_slots: int
-    chunk_length: int
     table: TablePlan | None = None
 
 
@@ -65,8 +61,8 @@ def check_plan(plan: CachePlan) -> None:
         raise ValueError("causal=False has no next token. Decode with a model of causal=True.")
     if plan.rule.dropout_rate:
         raise ValueError(f"dropout_rate={plan.rule.dropout_rate} must be 0 where tokens are decoded.")
-    if plan.num_slots < 1 or plan.num_slots % plan.chunk_length:
-        raise ValueError(f"num_slots={plan.num_slots} must be a positive multiple of chunk_length={plan.chunk_length}.")
+    if plan.num_slots < 1:
+        raise ValueError(f"num_slots={plan.num_slots} must be at least 1.")
 
 
 def empty(plan: CachePlan, shape: tuple[int, int, int], head_dim: int, num_rounds: int, dtype) -> Cache:
@@ -141,7 +137,7 @@ def attend_next(
     check_plan(plan)
     cache = _write(plan, cache, block, arrays, position)
     if plan.table is None:
-        seen = _window(plan, position)
+        seen = _held_positions(position, plan.num_slots)
         seen = jnp.broadcast_to(seen[:, None, None], (*arrays.query.shape[:2], 1, plan.num_slots))
         key, value = (jax.lax.dynamic_index_in_dim(x, block, keepdims=False) for x in (cache.key, cache.value))
     else:
@@ -155,14 +151,6 @@ def _held_positions(position, num_slots: int):
     """The latest position up to `position` [batch] that stands in each slot; negative = none yet."""
     slot = jnp.arange(num_slots, dtype=jnp.int32)
     return position[:, None] - (position[:, None] - slot[None, :]) % num_slots
-
-
-def _window(plan: CachePlan, position):
-    """The positions in the slots of a ring [batch, slots] that the query may see, or NO_POSITION."""
-    held = _held_positions(position, plan.num_slots)
-    before = plan.num_slots // plan.chunk_length - 1
-    first = jnp.maximum((position // plan.chunk_length - before) * plan.chunk_length, 0)
-    return jnp.where(held >= first[:, None], held, NO_POSITION)
 
 
 def _write(plan: CachePlan, cache: Cache, block, arrays: Arrays, position) -> Cache:

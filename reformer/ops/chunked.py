@@ -20,7 +20,7 @@ from reformer.ops.block import Block
 from reformer.ops.chunking import NO_POSITION, Geometry
 from reformer.ops.dropout import fold
 from reformer.ops.masking import Pairs, Tokens
-from reformer.ops.plan import Arrays, Context, Plan, unit_keys
+from reformer.ops.plan import Arrays, Given, Plan, unit_keys
 from reformer.ops.sorting import invert
 
 
@@ -33,33 +33,38 @@ class _Round(NamedTuple):
     seed: UInt[Array, ""] | None
 
 
-def _rounds(plan: Plan, context: Context, length: int) -> _Round:
+def _wraps(plan: Plan) -> bool:
+    """Whether the windows at the edges wrap around."""
+    return plan.rule.semantics == "huggingface"
+
+
+def _rounds(plan: Plan, given: Given, length: int) -> _Round:
     """All rounds, stacked."""
     natural = jnp.arange(length, dtype=jnp.int32)
-    if context.order is None and not plan.wraps:
+    if given.order is None and not _wraps(plan):
         position, inverse, buckets, num_rounds = chunking.extend(natural, plan.cut, NO_POSITION)[None], None, None, 1
     else:
-        permutation, buckets = (natural[None], None) if context.order is None else context.order
-        extend = chunking.extend_wrapped if plan.wraps else jax.vmap(chunking.extend, in_axes=(0, None, None))
+        permutation, buckets = (natural[None], None) if given.order is None else given.order
+        extend = chunking.extend_wrapped if _wraps(plan) else jax.vmap(chunking.extend, in_axes=(0, None, None))
         position, inverse, num_rounds = (
             extend(permutation, plan.cut, NO_POSITION),
             invert(permutation),
             len(permutation),
         )
     seeds = None
-    if context.seed is not None:
-        seeds = fold(context.seed, jnp.arange(num_rounds))
+    if given.seed is not None:
+        seeds = fold(given.seed, jnp.arange(num_rounds))
     return _Round(position, inverse, buckets, seeds)
 
 
-def _tokens(plan: Plan, context: Context, rounds: _Round, this: _Round, length: int) -> Tokens:
+def _tokens(plan: Plan, given: Given, rounds: _Round, this: _Round, length: int) -> Tokens:
     """What the masks of round `this` know of every position."""
     chunks = buckets = None
     if plan.correct_duplicates:
         chunks = rounds.inverse.T // plan.cut.chunk_length
         buckets = None if rounds.bucket is None else rounds.bucket.T
     position = jnp.arange(length, dtype=jnp.int32)
-    return Tokens(position, context.mask, this.bucket, chunks, buckets, context.documents)
+    return Tokens(position, given.mask, this.bucket, chunks, buckets, given.documents)
 
 
 class _View(NamedTuple):
@@ -87,7 +92,8 @@ class _View(NamedTuple):
         """Pairs the queries among the slots of block `i` with their windows."""
         cut = self.plan.cut
         query = jax.tree.map(lambda x: chunking.queries(x, cut), tokens)
-        if self.plan.wraps and cut.num_blocks * cut.block > cut.num_chunks:  # behind the last: chunks that wrap around
+        # Behind the last chunk stand those that wrap around.
+        if _wraps(self.plan) and cut.num_blocks * cut.block > cut.num_chunks:
             is_chunk = i * cut.block + jnp.arange(cut.block) < cut.num_chunks
             query = query._replace(position=jnp.where(is_chunk[:, None], query.position, NO_POSITION))
         key = jax.tree.map(lambda x: chunking.windows(x, cut), tokens)
@@ -100,13 +106,13 @@ class _View(NamedTuple):
         return chunking.queries(arrays.query, cut), chunking.windows(key, cut), chunking.windows(arrays.value, cut)
 
 
-def _views(plan: Plan, arrays: Arrays, context: Context):
+def _views(plan: Plan, arrays: Arrays, given: Given):
     """The rounds of a row, and the function that makes a view of one of them."""
     length = arrays.query.shape[0]
-    rounds = _rounds(plan, context, length)
+    rounds = _rounds(plan, given, length)
 
     def view(this: _Round) -> _View:
-        return _View(plan, this, _tokens(plan, context, rounds, this, length), arrays)
+        return _View(plan, this, _tokens(plan, given, rounds, this, length), arrays)
 
     return rounds, view
 
@@ -118,13 +124,13 @@ def _unsort(slots, view: _View, first: int = 0):
     return jnp.take(slots, view.round.inverse + first, axis=0, mode="clip")
 
 
-def forward(plan: Plan, arrays: Arrays, context: Context):
+def forward(plan: Plan, arrays: Arrays, given: Given):
     """Local or LSH attention of a row.
 
     Returns:
       Output [l, e], and log-normaliser [l] of the softmax over all rounds in at least float32.
     """
-    rounds, make_view = _views(plan, arrays, context)
+    rounds, make_view = _views(plan, arrays, given)
 
     def attend_round(this):
         view = make_view(this)
@@ -180,7 +186,7 @@ def merge(one, other):
     return out, largest + jnp.log(total)
 
 
-def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
+def backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
     """Cotangents of a row from those of its output, given its output and log-normaliser."""
     delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
 
@@ -188,17 +194,17 @@ def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, 
         at_queries = _at_queries(block, (out_gradient, delta, log_normalizer))
         return (), block_ops.backward(plan.rule, block, *at_queries)
 
-    return _gradients(plan, arrays, context, differentiate)[1]
+    return _gradients(plan, arrays, given, differentiate)[1]
 
 
-def forward_and_backward(plan: Plan, arrays: Arrays, context: Context, out_gradient):
+def forward_and_backward(plan: Plan, arrays: Arrays, given: Given, out_gradient):
     """Output and cotangents of a row in one pass over its blocks, for a single round."""
 
     def differentiate(block: Block):
         (at_queries,) = _at_queries(block, (out_gradient,))
         return block_ops.forward_and_backward(plan.rule, block, at_queries)
 
-    return _gradients(plan, arrays, context, differentiate)
+    return _gradients(plan, arrays, given, differentiate)
 
 
 def _at_queries(block: Block, arrays):
@@ -212,16 +218,16 @@ def _at_queries(block: Block, arrays):
     return jax.tree.map(read, arrays)
 
 
-def _gradients(plan: Plan, arrays: Arrays, context: Context, differentiate):
+def _gradients(plan: Plan, arrays: Arrays, given: Given, differentiate):
     """Runs `differentiate` over all blocks and rounds and sums the cotangents over positions."""
-    rounds, make_view = _views(plan, arrays, context)
+    rounds, make_view = _views(plan, arrays, given)
     first = plan.cut.before * plan.cut.chunk_length
 
     def visit_round(this):
         view = make_view(this)
         outs, at_slots = _round_gradients(view, differentiate)
         gradients = jax.tree.map(lambda x: _unsort(x, view, first), at_slots)
-        if plan.wraps:
+        if _wraps(plan):
             gradients = jax.tree.map(partial(_add_edges, plan.cut, this.position), gradients, at_slots)
         return jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs), gradients
 

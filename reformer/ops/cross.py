@@ -1,7 +1,7 @@
 """Attention of queries to the keys and values of another sequence: of a decoder to what its encoder made of the source.
 
 There is no order between the two sequences, so every query sees every real key. It is position-wise in the query:
-whoever runs it chunk by chunk over the queries (`reversible.chunked_vjp`) bounds the scores that exist at once, and
+whoever runs it chunk by chunk over the queries (`lengthwise.chunked_vjp`) bounds the scores that exist at once, and
 gets the cotangents of keys and values summed over the chunks.
 """
 

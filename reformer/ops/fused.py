@@ -18,7 +18,7 @@ from reformer.ops.chunking import NO_POSITION, Geometry
 from reformer.ops.dropout import fold
 from reformer.ops.kernels import chunk_attention
 from reformer.ops.kernels.chunk_attention import Chunks
-from reformer.ops.plan import Arrays, Context, Plan, unit_keys
+from reformer.ops.plan import Arrays, Given, Plan, unit_keys
 from reformer.ops.sorting import invert
 
 
@@ -31,12 +31,12 @@ class _Round(NamedTuple):
     seed: UInt[Array, " rows"] | None
 
 
-def forward(plan: Plan, arrays: Arrays, context: Context) -> tuple[Float[Array, "rows l e"], Float[Array, "rows l"]]:
+def forward(plan: Plan, arrays: Arrays, given: Given) -> tuple[Float[Array, "rows l e"], Float[Array, "rows l"]]:
     """Output, and log-normaliser of the softmax over all rounds in at least float32."""
-    rounds = _rounds(context, arrays)
+    rounds = _rounds(given, arrays)
 
     def attend(this: _Round):
-        parts = chunk_attention.forward(plan.rule, _chunks(plan.cut, arrays, context, this))
+        parts = chunk_attention.forward(plan.rule, _chunks(plan.cut, arrays, given, this))
         out, log_normalizer = (_unsort(x, this) for x in parts)
         return out.astype(log_normalizer.dtype), log_normalizer
 
@@ -44,12 +44,12 @@ def forward(plan: Plan, arrays: Arrays, context: Context) -> tuple[Float[Array, 
     return out.astype(arrays.value.dtype), log_normalizer
 
 
-def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
+def backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
     """Cotangents of the arrays from those of the output, given the output and its log-normaliser."""
     delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
 
     def differentiate(this: _Round) -> Arrays:
-        chunks = _chunks(plan.cut, arrays, context, this)
+        chunks = _chunks(plan.cut, arrays, given, this)
         at_queries = (_sort(plan.cut, x, this) for x in (out_gradient, delta, log_normalizer))
         query, key, value = chunk_attention.backward(plan.rule, chunks, *at_queries)
         query = query.astype(accumulation_dtype(query.dtype))
@@ -58,38 +58,38 @@ def backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, 
             query, key = query + _through_unit_keys(chunks.query, key), None
         return jax.tree.map(partial(_unsort, this=this), Arrays(query, key, value))
 
-    add, rounds = partial(jax.tree.map, jnp.add), _rounds(context, arrays)
+    add, rounds = partial(jax.tree.map, jnp.add), _rounds(given, arrays)
     total = chunked.over_rounds(differentiate, add, chunked.no_gradients(arrays), rounds)
     return jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), total, arrays)
 
 
-def forward_and_backward(plan: Plan, arrays: Arrays, context: Context, out_gradient) -> tuple[Array, Arrays]:
+def forward_and_backward(plan: Plan, arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
     """Output and cotangents: the kernels one after the other, for any number of rounds."""
-    out, log_normalizer = forward(plan, arrays, context)
-    return out, backward(plan, arrays, context, out, log_normalizer, out_gradient)
+    out, log_normalizer = forward(plan, arrays, given)
+    return out, backward(plan, arrays, given, out, log_normalizer, out_gradient)
 
 
-def _rounds(context: Context, arrays: Arrays) -> _Round:
+def _rounds(given: Given, arrays: Arrays) -> _Round:
     """All rounds, stacked."""
     num_rows, length = arrays.query.shape[:2]
-    if context.order is None:
+    if given.order is None:
         natural = jnp.arange(length, dtype=jnp.int32)
         position, inverse, bucket = jnp.broadcast_to(natural, (1, num_rows, length)), None, None
     else:
-        position, bucket = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), context.order)
+        position, bucket = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), given.order)
         inverse = invert(position)
     seed = None
-    if context.seed is not None:
-        seed = jax.vmap(jax.vmap(fold, (0, None)), (None, 0))(context.seed, jnp.arange(len(position)))
+    if given.seed is not None:
+        seed = jax.vmap(jax.vmap(fold, (0, None)), (None, 0))(given.seed, jnp.arange(len(position)))
     return _Round(position, inverse, bucket, seed)
 
 
-def _chunks(cut: Geometry, arrays: Arrays, context: Context, this: _Round) -> Chunks:
+def _chunks(cut: Geometry, arrays: Arrays, given: Given, this: _Round) -> Chunks:
     """The sorted chunks of a round."""
     position = _cut(cut, this.position, NO_POSITION)
     key_position = position
-    if context.mask is not None:
-        key_position = jnp.where(_sort(cut, context.mask, this), position, chunk_attention.hide(position))
+    if given.mask is not None:
+        key_position = jnp.where(_sort(cut, given.mask, this), position, chunk_attention.hide(position))
     query, key, value, _ = jax.tree.map(lambda x: _sort(cut, x, this), arrays)
     bucket = None if this.bucket is None else _sort(cut, this.bucket, this)
     return Chunks(query, key, value, position, key_position, bucket, this.seed)

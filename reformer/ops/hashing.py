@@ -43,7 +43,10 @@ def choose_num_buckets(length: int, chunk_length: int) -> tuple[int, ...]:
 
 
 def as_factors(num_buckets) -> tuple[int, ...]:
-    """The factors of a number of buckets, which is an integer or a sequence of its factors.
+    """The factors of a number of buckets.
+
+    Args:
+      num_buckets: of a round; an integer or a sequence of its factors.
 
     Raises:
       ValueError: one of them is not even.
@@ -73,7 +76,10 @@ def draw_rotations(
       head_dim: likewise.
       num_hashes: rounds.
       factors: the number of buckets of a round, or its factors; even.
-      dtype: of the rotations.
+      dtype: of the rotations, a float type.
+
+    Returns:
+      The rotations; the columns of the factors lie side by side, half as many as the factor for each.
 
     Raises:
       ValueError: a number that makes no sense.
@@ -122,8 +128,16 @@ def hash_vectors(
     return buckets
 
 
-def count_buckets(buckets: Int[Array, "*rows l"], num_buckets: int) -> Int[Array, "*rows buckets"]:
-    """Returns how many tokens fell into each of the buckets; those of padding, with larger ids, are left out."""
+def count_buckets(buckets: Int[Array, "*rows length"], num_buckets: int) -> Int[Array, "*rows buckets"]:
+    """Counts the tokens that fell into each bucket.
+
+    Args:
+      buckets: from `hash_vectors`, of any number of rows (heads of examples, rounds).
+      num_buckets: how many are counted; larger ids, as padding has, are left out.
+
+    Returns:
+      Numbers of tokens, int32.
+    """
     rows = buckets.reshape(-1, buckets.shape[-1])
     counts = jax.vmap(lambda row: jnp.zeros(num_buckets, jnp.int32).at[row].add(1, mode="drop"))(rows)
     return counts.reshape(*buckets.shape[:-1], num_buckets)
@@ -149,7 +163,16 @@ def _first_argmax_of_both_signs(half):
 
 
 def check_rotations(rotations, heads_and_dim: tuple[int, ...], factors: tuple[int, ...]) -> None:
-    """Raises ValueError unless `rotations` are an array that fits the vectors and the factors."""
+    """Checks that rotations fit the vectors and the factors.
+
+    Args:
+      rotations: [heads, head_dim, rounds, columns], if they are right.
+      heads_and_dim: numbers of heads and of features of a head.
+      factors: of the number of buckets of a round.
+
+    Raises:
+      ValueError: they do not, or are no array.
+    """
     factors = as_factors(factors)
     if not hasattr(rotations, "shape"):
         raise ValueError(

@@ -1,58 +1,99 @@
 """Loops over the chunks of the length, where each device may hold a part of it.
 
-On a mesh that splits the length, a loop over chunks of the whole would gather the array chunk by chunk. There every
-device loops over its own part instead; what is summed over tokens is then summed over the devices.
+On a mesh that splits the length, a loop over chunks would gather the array chunk by chunk. There every device loops
+over its own part instead; what is summed over tokens is then summed over the devices.
+
+All loops over parts of arrays, each written in terms of what it points to:
+
+    chunked_vjp        value and cotangents of a position-wise function, in one pass
+         |
+         v
+    map_length         a function of chunks of the length; every device its own part
+         |
+         v
+    map_chunks         a function of chunks of any axis, on one device; results side by side, terms summed
+         |
+         v
+    the loop in `chunking`  <----  replace_chunks    results in the place of what they are made of (rows of attention)
+
+    over_rounds        in `chunked`: hash rounds one after another, each result merged into those before it
 """
 
 from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from reformer import sharding
-from reformer.ops.chunking import scan_chunks
+from reformer.ops.chunking import map_chunks
 
 
-def scan_length(fn: Callable, zeros, whole, x, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None):
-    """`chunking.scan_chunks` along the length.
+def map_length(fn: Callable, common, x, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None, has_sums=False):
+    """`chunking.map_chunks` along the length.
 
     Args:
-      fn: (whole, sums, chunk of the pytree `x`) -> (sums, result). It sees nothing else that is traced.
-      zeros: pytree of zeros that the sums start from.
-      whole: pytree that every chunk needs as a whole, such as parameters and seeds.
+      fn: (common, chunk of the pytree `x`) -> result, or with `has_sums` (result, terms). It sees nothing else that is
+        traced.
+      common: pytree that every chunk reads in full, such as parameters and seeds.
       x: pytree of arrays, examples on axis 0.
-      chunk_length: tokens per chunk and call; None = all at once.
+      chunk_length: tokens of a sequence per chunk and call; None = all at once.
       in_axis: the axis of the length, for all leaves of `x` or as a pytree prefix of it.
       out_axis: likewise of the result.
-      onto: as in `scan_chunks`.
+      onto: as in `map_chunks`.
+      has_sums: as in `map_chunks`.
 
     Returns:
-      The sums over all chunks and the joined results.
-    """
+      The joined results; with `has_sums` also the sums of the terms over all chunks, in at least float32.
 
-    def scan(whole, zeros, x, onto):
-        return scan_chunks(partial(fn, whole), zeros, x, chunk_length, in_axis=in_axis, out_axis=out_axis, onto=onto)
+    Raises:
+      ValueError: the leaves of `x` differ in length.
+    """
+    options = {"in_axis": in_axis, "out_axis": out_axis, "has_sums": has_sums}
+
+    def run(common, x, onto):
+        return map_chunks(partial(fn, common), x, chunk_length, onto=onto, **options)
 
     if not sharding.splits_length():
-        return scan(whole, zeros, x, onto)
+        return run(common, x, onto)
 
-    def scan_own_part(whole, zeros, x, onto):
-        sums, result = scan(whole, zeros, x, onto)
-        return sharding.sum_over_mesh(sums), result
+    def run_own_part(common, x, onto):
+        result = run(common, x, onto)
+        return (result[0], sharding.sum_over_mesh(result[1])) if has_sums else result
 
-    of_x, of_result = (jax.tree.map(sharding.length_spec, axis) for axis in (in_axis, out_axis))
+    in_spec, out_spec = (jax.tree.map(sharding.length_spec, axis) for axis in (in_axis, out_axis))
     everywhere = sharding.spec()
-    of_onto = everywhere if onto is None else jax.tree.map(sharding.length_spec, jax.tree.broadcast(out_axis, onto))
-    run = sharding.shard_map(
-        scan_own_part, (everywhere, everywhere, of_x, of_onto), (everywhere, of_result), check_axes=False
-    )
-    return run(whole, zeros, x, onto)
+    onto_spec = everywhere if onto is None else jax.tree.map(sharding.length_spec, jax.tree.broadcast(out_axis, onto))
+    result_spec = (out_spec, everywhere) if has_sums else out_spec
+    run_on_mesh = sharding.shard_map(run_own_part, (everywhere, in_spec, onto_spec), result_spec, check_axes=False)
+    return run_on_mesh(common, x, onto)
 
 
-def map_length(fn: Callable, whole, x, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None):
-    """`scan_length` without sums: `fn` is (whole, chunk of the pytree `x`) -> result."""
+def chunked_vjp(
+    fn: Callable, params, fixed, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None
+):
+    """Negated value and cotangents of a position-wise function, chunk by chunk in one pass.
 
-    def visit(whole, _, chunk):
-        return None, fn(whole, chunk)
+    Args:
+      fn: (params, fixed, x, *others) -> value, where x and the others are chunks.
+      params: float pytree.
+      fixed: pytree that is not differentiated.
+      arrays: x, the cotangent of the value, and others that are not differentiated; examples on axis 0.
+      chunk_length: tokens of a sequence per chunk; None = all at once.
+      in_axis: the axis of the length, for all leaves of `arrays` or as a pytree prefix of it.
+      out_axis: likewise of the pair of the value and the cotangent of x.
+      onto: a pair, what the negated value and the cotangent of x are added to; None = nothing.
 
-    return scan_length(visit, None, whole, x, chunk_length, in_axis=in_axis, out_axis=out_axis, onto=onto)[1]
+    Returns:
+      Minus the value, the cotangents of params, and those of x, in the types of what they are cotangents of.
+    """
+
+    def differentiate(common, chunk):
+        (params, fixed), (x, d_value, *others) = common, chunk
+        value, vjp = jax.vjp(lambda params, x: fn(params, fixed, x, *others), params, x)
+        d_params, d_x = vjp(d_value)
+        return (jax.tree.map(jnp.negative, value), d_x), d_params
+
+    run = partial(map_length, in_axis=in_axis, out_axis=out_axis, onto=onto, has_sums=True)
+    (negated, d_x), d_params = run(differentiate, (params, fixed), arrays, chunk_length)
+    return negated, jax.tree.map(lambda g, p: g.astype(p.dtype), d_params, params), d_x

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from reformer.ops.block import accumulation_dtype
-from reformer.ops.plan import Arrays, Context
+from reformer.ops.plan import Arrays, Given
 
 FIRST_TAPS = (1.0, 0.0)  # of the next token's value, and of the key's own
 
@@ -49,10 +49,10 @@ def shift(x: Float[Array, "*rows l e"]) -> Float[Array, "*rows l e"]:
     return jnp.pad(moved, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
 
 
-def prepare(arrays: Arrays, context: Context) -> tuple[Arrays, Context]:
+def prepare(arrays: Arrays, given: Given) -> tuple[Arrays, Given]:
     """What an attention that looks ahead attends to."""
-    mask = None if context.mask is None else _both_real(context.mask)
-    return arrays._replace(value=mix(arrays.value, arrays.taps), taps=None), context._replace(mask=mask)
+    mask = None if given.mask is None else _both_real(given.mask)
+    return arrays._replace(value=mix(arrays.value, arrays.taps), taps=None), given._replace(mask=mask)
 
 
 def undo(arrays: Arrays, gradients: Arrays) -> Arrays:

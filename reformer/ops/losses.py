@@ -7,28 +7,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from reformer.ops.chunking import wide_zeros_like
-from reformer.ops.dropout import rows
+from reformer.ops.dropout import token_numbers
 from reformer.ops.ids import check_ids, exist
-from reformer.ops.lengthwise import scan_length
+from reformer.ops.lengthwise import map_length
 
 
-def widen(x: jax.Array) -> jax.Array:
+def widen(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The array in at least float32, as what is normalised or summed up must be: bfloat16 counts to 256."""
     return x.astype(jnp.promote_types(jnp.float32, x.dtype))
 
 
 def check_targets(targets, weights, shape: tuple[int, ...]) -> None:
-    """Raises a ValueError unless targets, and weights if there are any, have a shape: others would be broadcast."""
+    """Checks that targets fit the predictions: other shapes would be broadcast.
+
+    Args:
+      targets: array.
+      weights: array of the same shape; None = not given.
+      shape: of the predictions, an entry of the vocabulary left out.
+
+    Raises:
+      ValueError: they do not.
+    """
     for name, x in (("targets", targets), ("weights", weights)):
         if x is not None and x.shape != shape:
             raise ValueError(f"{name} of shape {x.shape} must have the shape {shape}, one for each prediction.")
 
 
 def check_targets_exist(targets, weights, num_outcomes: int, limit: str = "num_labels", mask=None) -> None:
-    """Raises a ValueError for a target that counts, is known and does not exist; `limit` is called `num_outcomes`."""
+    """Checks that every target that counts exists, if it is known: within `jit` it is not.
+
+    Args:
+      targets: ids, integers of any shape.
+      weights: array of the same shape, 0 = does not count; None = all count.
+      num_outcomes: ids run from 0 to one less.
+      limit: what the message calls `num_outcomes`.
+      mask: bool, True = counts, of the same shape; None = all count.
+
+    Raises:
+      ValueError: one does not exist.
+    """
     repair = "the targets, leave them out by a weight of 0,"
     check_ids("targets", targets, num_outcomes, limit, counting=(weights, mask), repair=repair)
 
@@ -36,9 +55,15 @@ def check_targets_exist(targets, weights, num_outcomes: int, limit: str = "num_l
 def weigh(
     targets: Int[Array, "*shape"], weights: jax.Array | None, num_outcomes: int, dtype: DTypeLike
 ) -> Float[Array, "*shape"]:
-    """The weights of targets, None = 1; NaN where a target of another weight than 0 does not exist.
+    """The weights of targets, NaN where a target of another weight than 0 does not exist.
 
     So its loss, its gradient and whether it is right are NaN, and a target that is left out may be any integer.
+
+    Args:
+      targets: ids.
+      weights: numbers of the shape of the targets; None = 1.
+      num_outcomes: ids run from 0 to one less.
+      dtype: of the result.
     """
     weights = jnp.ones(targets.shape, dtype) if weights is None else weights.astype(dtype)
     return jnp.where(exist(targets, num_outcomes) | (weights == 0), weights, jnp.nan)
@@ -58,7 +83,7 @@ def cross_entropy(
       logits: of every id.
       targets: ids; for one that does not exist the number means nothing, see `weigh`.
       smoothing: the share of every target that is spread evenly over all ids (Szegedy et al. 2015, arXiv 1512.00567,
-        section 7).
+        section 7), from 0 to 1.
     """
     logits = widen(logits)
     logits -= jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -80,24 +105,25 @@ def chunked_cross_entropy(
     scaled in the backward pass, instead of computing the logits a second time.
 
     Args:
-      logits_fn: (params, inputs, row [batch, chunk], fixed) -> logits [batch, chunk, vocab]; `row`
-        numbers the tokens of the whole array. Must not close over differentiated values.
+      logits_fn: (params, inputs, token_number [batch, chunk], fixed) -> logits [batch, chunk, vocab]. The numbers are
+        those of `token_numbers` of the unchunked array. Must not close over differentiated values.
       chunk_length: tokens of a sequence per chunk; None = all at once.
-      params: pytree, differentiated.
-      inputs: pytree of arrays [batch, length, ...], differentiated.
+      params: float pytree, differentiated.
+      inputs: pytree of float arrays [batch, length, ...], differentiated.
       targets: ids [batch, length]; all sums are NaN if one does not exist, but for those of weight 0, such as -100.
       weights: [batch, length]; no gradient flows to them.
       fixed: pytree for `logits_fn` that is not differentiated.
       smoothing: of the targets, as in `cross_entropy`.
 
     Returns:
-      Sum of weight * nats, and sum of weights; (0, 0) for zero weights.
+      Sum of weight * nats, and sum of weights, in at least float32; (0, 0) for zero weights.
     """
 
-    def loss(whole, chunk):
-        return _chunk_loss(logits_fn, smoothing, *whole, *chunk), ()
+    def loss(common, chunk):
+        return (), _chunk_loss(logits_fn, smoothing, *common, *chunk)
 
-    return _sum_chunks(loss, chunk_length, (fixed, params), inputs, targets, weights)[0]
+    arrays = (inputs, token_numbers(targets), targets, weights)
+    return map_length(loss, (fixed, params), arrays, chunk_length, has_sums=True)[1]
 
 
 def chunked_scores(logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights) -> tuple[Any, ...]:
@@ -117,62 +143,49 @@ def chunked_scores(logits_fn: Callable, chunk_length: int | None, params, inputs
     """
 
     def score(params, chunk):
-        inputs, row, targets, weights = chunk
-        logits = logits_fn(params, inputs, row, None)
+        inputs, token_number, targets, weights = chunk
+        logits = logits_fn(params, inputs, token_number, None)
         nats, is_first = cross_entropy(logits, targets), jnp.argmax(logits, axis=-1) == targets
 
         def sums(weights):
             weights = weigh(targets, weights, logits.shape[-1], nats.dtype)
             return jnp.sum(nats * weights), weight_of(is_first, weights), jnp.sum(weights)
 
-        return (tuple(map(sums, weights)) if isinstance(weights, tuple) else sums(weights)), ()
+        return (), tuple(map(sums, weights)) if isinstance(weights, tuple) else sums(weights)
 
-    return _sum_chunks(score, chunk_length, params, inputs, targets, weights)[0]
+    arrays = (inputs, token_numbers(targets), targets, weights)
+    return map_length(score, params, arrays, chunk_length, has_sums=True)[1]
 
 
-def _chunk_loss(logits_fn, smoothing, fixed, params, inputs, row, targets, weights):
-    logits = logits_fn(params, inputs, row, fixed)
+def _chunk_loss(logits_fn, smoothing, fixed, params, inputs, token_number, targets, weights):
+    logits = logits_fn(params, inputs, token_number, fixed)
     nats = cross_entropy(logits, targets, smoothing)
     weights = weigh(targets, weights, logits.shape[-1], nats.dtype)
     return jnp.sum(nats * weights), jnp.sum(weights)
 
 
-def _sum_chunks(fn, chunk_length, whole, inputs, targets, weights, total=()):
-    """Sums the losses of fn(whole, chunk), and what it returns third, over chunks; joins what it returns second."""
-
-    def visit(whole, carry, chunk):
-        sums, out, *rest = fn(whole, chunk)
-        return jax.tree.map(jnp.add, carry, (sums, *rest)), out
-
-    arrays = (inputs, rows(targets), targets, weights)
-    zeros = jax.tree.map(lambda sum_: jnp.zeros((), sum_.dtype), jax.eval_shape(fn, whole, arrays)[0])
-    (sums, *rest), out = scan_length(visit, (zeros, *total), whole, arrays, chunk_length)
-    return sums, out, *rest
-
-
 def _forward(logits_fn, chunk_length, params, inputs, targets, weights, fixed, smoothing):
-    def differentiate(whole, chunk):
-        (fixed, params), (inputs, *others) = whole, chunk
+    def differentiate(common, chunk):
+        (fixed, params), (inputs, *others) = common, chunk
 
         def loss(params, inputs):
             return _chunk_loss(logits_fn, smoothing, fixed, params, inputs, *others)
 
         nats, vjp, weight = jax.vjp(loss, params, inputs, has_aux=True)
-        of_params, of_inputs = vjp(jnp.ones_like(nats))
-        return (nats, weight), of_inputs, of_params
+        d_params, d_inputs = vjp(jnp.ones_like(nats))
+        return d_inputs, ((nats, weight), d_params)
 
-    zeros = wide_zeros_like(params)
-    whole = (fixed, params)
-    sums, of_inputs, of_params = _sum_chunks(differentiate, chunk_length, whole, inputs, targets, weights, (zeros,))
+    arrays = (inputs, token_numbers(targets), targets, weights)
+    d_inputs, (sums, d_params) = map_length(differentiate, (fixed, params), arrays, chunk_length, has_sums=True)
     types = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
-    return sums, (of_params, of_inputs, types)
+    return sums, (d_params, d_inputs, types)
 
 
-def _backward(logits_fn, chunk_length, smoothing, saved, cotangent):
-    of_params, of_inputs, types = saved
-    scale, _ = cotangent
-    of_params = jax.tree.map(lambda x, like: (x * scale).astype(like.dtype), of_params, types)
-    return of_params, jax.tree.map(lambda x: (x * scale).astype(x.dtype), of_inputs), None, None, None
+def _backward(logits_fn, chunk_length, smoothing, saved, d_sums):
+    d_params, d_inputs, types = saved
+    d_nats, _ = d_sums
+    d_params = jax.tree.map(lambda x, like: (x * d_nats).astype(like.dtype), d_params, types)
+    return d_params, jax.tree.map(lambda x: (x * d_nats).astype(x.dtype), d_inputs), None, None, None
 
 
 chunked_cross_entropy.defvjp(_forward, _backward)

@@ -1,5 +1,7 @@
 """Which query may attend to which key, and what stands in for the score of a pair that may not."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +13,20 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 # the gradient). Hugging Face's and trax's values are needed to reproduce their numbers.
 SCORE_FILLS = {"reformer": (-1e30, -1e3), "huggingface": (-1e9, -1e5)}
 NO_KEY_BELOW = -1e29  # a log-normaliser below this belongs to a query without a single key
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The keys that a local layer shows: those of a query's own chunk and of some before and after it. Hashable."""
+
+    chunk_length: int
+    before: int
+    after: int
+
+    def __call__(self, query: Int[Array, "..."], key: Int[Array, "..."]) -> Bool[Array, "..."]:
+        """True where the key is shown to the query, given their positions."""
+        distance = key // self.chunk_length - query // self.chunk_length
+        return (distance >= -self.before) & (distance <= self.after)
 
 
 class Rule(NamedTuple):
@@ -25,6 +41,8 @@ class Rule(NamedTuple):
       after: likewise after.
       looks_ahead: behind a key stands the value of the token after it (`ops.look_ahead`), so that a query sees the
         keys before its own position only, never its own.
+      shows: (positions of queries, of keys) -> True where the query may see the key, besides all the above; arrays that
+        broadcast, and a function that is hashable. None = every key.
     """
 
     causal: bool
@@ -34,6 +52,7 @@ class Rule(NamedTuple):
     before: int = 0
     after: int = 0
     looks_ahead: bool = False
+    shows: Callable | None = None
 
     @property
     def replaces_self(self) -> bool:
@@ -84,6 +103,8 @@ def allowed(rule: Rule, pairs: Pairs) -> Bool[Array, "c q k"]:
     else:
         in_reach = jnp.ones_like(query.position, bool)[:, :, None]
     result = in_reach & usable[:, None, :]
+    if rule.shows is not None:
+        result &= _every_pair(rule.shows, query.position, key.position)
     if query.bucket is not None:
         result &= _every_pair(jnp.equal, query.bucket, key.bucket)
     if query.document is not None:

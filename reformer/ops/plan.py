@@ -1,21 +1,22 @@
 """What an attention needs to know: its arrays, what is not differentiated, and its static plan."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from reformer import sharding
 from reformer.ops import block as block_ops
-from reformer.ops import chunking
 from reformer.ops.chunking import Geometry
 from reformer.ops.masking import Rule
 
-_SCORES_AT_ONCE_CPU = 2**18  # 1 MB of float32 scores stay in cache
-_BLOCKS_IN_FLIGHT_CPU = 4
 _SCORES_AT_ONCE = 2**25  # an accelerator wants large launches
+_SCORES_AT_ONCE_CPU = 2**18  # 1 MB of float32 scores stay in cache
 _FULL_SCORES_AT_ONCE_CPU = 2**21
-IMPLEMENTATIONS = ("plain", "pallas")
 _UNIT_EPSILON = 1e-6  # inside the root, as trax and Hugging Face have it
 
 
@@ -35,8 +36,15 @@ class Order(NamedTuple):
     buckets: Int[Array, "*rows r l"] | None = None
 
 
-class Context(NamedTuple):
-    """What attention does not differentiate: mask (True = real token), order, dropout seed and numbers of documents."""
+class Given(NamedTuple):
+    """What attention is given and does not differentiate.
+
+    Attributes:
+      mask: True = real token.
+      order: of layers that sort.
+      seed: of the dropout masks.
+      documents: numbers of the documents of the tokens, which attend within their own; None = all is one.
+    """
 
     mask: Bool[Array, "*rows l"] | None = None
     order: Order | None = None
@@ -44,86 +52,94 @@ class Context(NamedTuple):
     documents: Int[Array, "*rows l"] | None = None
 
 
+class Operation(Protocol):
+    """What computes attention of one row, one head of one example: a module of this package, or an object.
+
+    The log-normaliser is what `backward` wants to know of each query besides the output.
+    """
+
+    def forward(self, plan: "Plan", arrays: Arrays, given: Given) -> tuple[Array, Array]:
+        """Output [l, e] and log-normaliser [l]."""
+
+    def backward(self, plan: "Plan", arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
+        """The cotangents of the arrays from that of the output."""
+
+    def forward_and_backward(self, plan: "Plan", arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
+        """Output and cotangents together, where there is no more than one hash round."""
+
+
 class Plan(NamedTuple):
     """The static part of an attention. Hashable.
 
     Attributes:
       rule: who attends to whom.
-      cut: chunks and blocks; for full attention a chunk is a block of queries that sees every key.
-      is_full: full attention.
+      operation: what does the work.
+      cut: chunks and blocks; None where a query may see keys of the whole sequence.
+      queries_at_once: of full attention.
       correct_duplicates: subtract log N_ij, how many rounds a pair meets in.
-      rows_at_once: how many rows are computed together.
+      rows_at_once: how many rows are computed together; None = the operation takes an axis with all of them.
       blocks_in_flight: how many blocks are computed side by side; XLA on CPU gives every small matrix product one core.
-      is_fused: by the kernel of `reformer.ops.kernels`, all rows at once.
     """
 
     rule: Rule
-    cut: Geometry
-    is_full: bool = False
+    operation: Operation
+    cut: Geometry | None = None
+    queries_at_once: int = 1
     correct_duplicates: bool = False
-    rows_at_once: int = 1
-    is_fused: bool = False
+    rows_at_once: int | None = 1
     blocks_in_flight: int = 1
 
     @property
-    def wraps(self) -> bool:
-        """Whether the windows at the edges wrap around."""
-        return self.rule.semantics == "huggingface" and not self.is_full
-
-    @property
-    def missing_in_kernel(self) -> list[str]:
-        """The options asked for that the fused kernel does not have."""
-        options = {
-            "full attention": self.is_full,
-            f"semantics={self.rule.semantics!r}": self.rule.semantics != "reformer",
-            "correct_duplicates=True": self.correct_duplicates,
-        }
-        return [name for name, is_asked_for in options.items() if is_asked_for]
+    def takes_all_rows(self) -> bool:
+        """Whether the operation takes an axis with all rows, as the fused kernel does."""
+        return self.rows_at_once is None
 
 
-def full_plan(length: int, rule: Rule) -> Plan:
-    """The plan of full attention over `length` tokens."""
-    most = full_scores_at_once()
-    num_queries = min(length, max(64, most // length))
-    cut = chunking.Geometry(num_queries, 0, 0, -(-length // num_queries), 1)
-    return Plan(rule, cut, is_full=True, rows_at_once=max(1, most // length**2))
+@dataclasses.dataclass(frozen=True)
+class ByAutodiff:
+    """An operation that is given by its value alone: JAX finds the cotangents.
+
+    Attributes:
+      attend: (rule, arrays, given) -> output [l, e] of one row. The key of the arrays is there under a shared
+        projection too. A function that is hashable, such as one at the top of a module. That tokens
+        attend within their document only, where documents are given, is its affair.
+    """
+
+    attend: Callable[[Rule, Arrays, Given], Array]
+
+    def forward(self, plan: Plan, arrays: Arrays, given: Given) -> tuple[Array, Array]:
+        """As `Operation` has it."""
+        return self._value(plan, given, arrays), jnp.zeros_like(arrays.query[:, 0])
+
+    def backward(self, plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
+        """As `Operation` has it."""
+        del out, log_normalizer
+        return self.forward_and_backward(plan, arrays, given, out_gradient)[1]
+
+    def forward_and_backward(self, plan: Plan, arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
+        """As `Operation` has it."""
+        out, transpose = jax.vjp(partial(self._value, plan, given), arrays)
+        return out, transpose(out_gradient)[0]
+
+    def _value(self, plan: Plan, given: Given, arrays: Arrays) -> Array:
+        if arrays.key is None:
+            arrays = arrays._replace(key=unit_keys(arrays.query))
+        return self.attend(plan.rule, arrays, given).astype(arrays.value.dtype)
 
 
-def chunked_plan(
-    length: int, chunk_length: int, rule: Rule, correct_duplicates: bool = False, implementation: str = "plain"
-) -> Plan:
-    """The plan of local and LSH attention over `length` tokens."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}.")
-    if rule.semantics == "huggingface" and length % chunk_length:
-        raise ValueError(
-            f"length={length} is not a multiple of chunk_length={chunk_length}, which windows that wrap around "
-            "(semantics='huggingface') need. Pad and mask the input."
-        )
-    most = _SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
-    cut = chunking.geometry(length, chunk_length, rule.before, rule.after, most)
-    scores_per_row = cut.num_chunks * chunk_length * cut.window
-    plan = Plan(
-        rule,
-        cut,
-        correct_duplicates=correct_duplicates,
-        rows_at_once=max(1, most // scores_per_row),
-        blocks_in_flight=min(_BLOCKS_IN_FLIGHT_CPU, cut.num_blocks) if _on_cpu() else 1,
-        is_fused=implementation == "pallas",
-    )
-    if plan.is_fused and plan.missing_in_kernel:
-        missing = " and ".join(plan.missing_in_kernel)
-        raise ValueError(f"implementation='pallas' does not have {missing}. Use implementation='plain'.")
-    return plan
+def scores_at_once() -> int:
+    """How many scores local and LSH attention compute at once, about."""
+    return _SCORES_AT_ONCE_CPU if on_cpu() else _SCORES_AT_ONCE
 
 
 def full_scores_at_once() -> int:
     """How many scores attention to every key computes at once, about."""
-    return _FULL_SCORES_AT_ONCE_CPU if _on_cpu() else _SCORES_AT_ONCE
+    return _FULL_SCORES_AT_ONCE_CPU if on_cpu() else _SCORES_AT_ONCE
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+def on_cpu() -> bool:
+    """Whether the program is for CPUs."""
+    return sharding.target_platform() == "cpu"
 
 
 def unit_keys(x: Float[Array, "*rows d"], size: int | None = None) -> Float[Array, "*rows d"]:

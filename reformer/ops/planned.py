@@ -1,4 +1,4 @@
-"""Attention as planned, over all rows: heads of examples.
+"""Plans of attention, and attention as planned over all rows: heads of examples.
 
 The gradient is written by hand (see `block`, `chunked` and `full`), so that nothing but the inputs, the output, the
 log-normaliser and the permutation is kept for the backward pass. `attend_with_gradients` is for code that has its own
@@ -12,106 +12,151 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from reformer.ops import chunked, chunking, full, fused, look_ahead
-from reformer.ops.plan import Arrays, Context, Plan
-from reformer.ops.stored import store
+from reformer.ops.masking import Rule
+from reformer.ops.plan import Arrays, Given, Plan, full_scores_at_once, on_cpu, scores_at_once
+from reformer.ops.stored import mark_costly
+
+IMPLEMENTATIONS = ("plain", "pallas")
+_BLOCKS_IN_FLIGHT_CPU = 4
+
+
+def full_plan(length: int, rule: Rule) -> Plan:
+    """The plan of full attention over `length` tokens."""
+    most = full_scores_at_once()
+    num_queries = min(length, max(64, most // length))
+    return Plan(rule, full, queries_at_once=num_queries, rows_at_once=max(1, most // length**2))
+
+
+def chunked_plan(
+    length: int, chunk_length: int, rule: Rule, correct_duplicates: bool = False, implementation: str = "plain"
+) -> Plan:
+    """The plan of local and LSH attention over `length` tokens."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}.")
+    if rule.semantics == "huggingface" and length % chunk_length:
+        raise ValueError(
+            f"length={length} is not a multiple of chunk_length={chunk_length}, which windows that wrap around "
+            "(semantics='huggingface') need. Pad and mask the input."
+        )
+    most = scores_at_once()
+    cut = chunking.geometry(length, chunk_length, rule.before, rule.after, most)
+    if implementation == "pallas":
+        _check_kernel(rule, correct_duplicates)
+        return Plan(rule, fused, cut, rows_at_once=None)
+    scores_per_row = cut.num_chunks * chunk_length * cut.window
+    return Plan(
+        rule,
+        chunked,
+        cut,
+        correct_duplicates=correct_duplicates,
+        rows_at_once=max(1, most // scores_per_row),
+        blocks_in_flight=min(_BLOCKS_IN_FLIGHT_CPU, cut.num_blocks) if on_cpu() else 1,
+    )
+
+
+def _check_kernel(rule: Rule, correct_duplicates: bool) -> None:
+    """Raises ValueError where options are asked for that the fused kernel does not have."""
+    options = {
+        f"semantics={rule.semantics!r}": rule.semantics != "reformer",
+        "correct_duplicates=True": correct_duplicates,
+        "a rule that shows some keys only": rule.shows is not None,
+    }
+    missing = " and ".join(name for name, is_asked_for in options.items() if is_asked_for)
+    if missing:
+        raise ValueError(f"implementation='pallas' does not have {missing}. Use implementation='plain'.")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(plan: Plan, arrays: Arrays, context: Context) -> Float[Array, "batch heads length value_dim"]:
+def attend(plan: Plan, arrays: Arrays, given: Given) -> Float[Array, "batch heads length value_dim"]:
     """Attention as planned.
 
     Args:
       plan: from `full_plan` or `chunked_plan`.
       arrays: [batch, heads, length, dim]; heads before the length, unlike the public functions, since
         the work goes head by head and this way without a transpose.
-      context: arrays with batch and heads leading; the mask [batch, length].
+      given: arrays with batch and heads leading; the mask [batch, length].
     """
-    return _forward(plan, arrays, context)[0]
+    return _forward(plan, arrays, given)[0]
 
 
-def _module(plan: Plan):
-    """Where the work of a plan is done."""
-    return fused if plan.is_fused else full if plan.is_full else chunked
-
-
-def _prepare(plan: Plan, arrays: Arrays, context: Context) -> tuple[Arrays, Context]:
-    return look_ahead.prepare(arrays, context) if plan.rule.looks_ahead else (arrays, context)
+def _prepare(plan: Plan, arrays: Arrays, given: Given) -> tuple[Arrays, Given]:
+    return look_ahead.prepare(arrays, given) if plan.rule.looks_ahead else (arrays, given)
 
 
 def _undo(plan: Plan, arrays: Arrays, gradients: Arrays) -> Arrays:
     return look_ahead.undo(arrays, gradients) if plan.rule.looks_ahead else gradients
 
 
-def _run_forward(plan: Plan, arrays: Arrays, context: Context):
-    return _module(plan).forward(plan, *_prepare(plan, arrays, context))
+def _run_forward(plan: Plan, arrays: Arrays, given: Given):
+    return plan.operation.forward(plan, *_prepare(plan, arrays, given))
 
 
-def _run_backward(plan: Plan, arrays: Arrays, context: Context, out, log_normalizer, out_gradient) -> Arrays:
-    prepared = _prepare(plan, arrays, context)
-    return _undo(plan, arrays, _module(plan).backward(plan, *prepared, out, log_normalizer, out_gradient))
+def _run_backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
+    prepared = _prepare(plan, arrays, given)
+    return _undo(plan, arrays, plan.operation.backward(plan, *prepared, out, log_normalizer, out_gradient))
 
 
-def _run_both(plan: Plan, arrays: Arrays, context: Context, out_gradient) -> tuple[Array, Arrays]:
-    out, gradients = _module(plan).forward_and_backward(plan, *_prepare(plan, arrays, context), out_gradient)
+def _run_both(plan: Plan, arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
+    out, gradients = plan.operation.forward_and_backward(plan, *_prepare(plan, arrays, given), out_gradient)
     return out, _undo(plan, arrays, gradients)
 
 
-def _forward(plan: Plan, arrays: Arrays, context: Context):
-    return _map_rows(plan, _run_forward, arrays, context)
+def _forward(plan: Plan, arrays: Arrays, given: Given):
+    return _map_rows(plan, _run_forward, arrays, given)
 
 
-def _attend_forward(plan: Plan, arrays: Arrays, context: Context):
-    out, log_normalizer = store(_forward(plan, arrays, context))
-    return out, (arrays, context, out, log_normalizer)
+def _attend_forward(plan: Plan, arrays: Arrays, given: Given):
+    out, log_normalizer = mark_costly(_forward(plan, arrays, given))
+    return out, (arrays, given, out, log_normalizer)
 
 
 def _attend_backward(plan: Plan, saved, out_gradient):
-    arrays, context, out, log_normalizer = saved
-    return _map_rows(plan, _run_backward, arrays, context, out, log_normalizer, out_gradient), None
+    arrays, given, out, log_normalizer = saved
+    return _map_rows(plan, _run_backward, arrays, given, out, log_normalizer, out_gradient), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attend_with_gradients(plan: Plan, arrays: Arrays, context: Context, out_gradient) -> tuple[Array, Arrays]:
+def attend_with_gradients(plan: Plan, arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
     """Output of `attend` together with the cotangents of `arrays`, given that of the output.
 
     One pass over the blocks where a block holds all keys of its queries (full and local attention
     and a single hash round). Several rounds need the merged log-normaliser first: two passes.
     """
-    if context.order is not None and context.order.permutation.shape[2] > 1 and not plan.is_fused:
-        out, saved = _attend_forward(plan, arrays, context)
+    if given.order is not None and given.order.permutation.shape[2] > 1 and not plan.takes_all_rows:
+        out, saved = _attend_forward(plan, arrays, given)
         return out, _attend_backward(plan, saved, out_gradient)[0]
     run = partial(_run_both, plan)
-    flat, restore = _flatten_rows(arrays, context, out_gradient)
-    if plan.is_fused:
+    flat, restore = _flatten_rows(arrays, given, out_gradient)
+    if plan.takes_all_rows:
         return restore(run(*flat))
 
-    def in_place(differentiated, context):
-        out, gradients = _run_rows(run, (differentiated[0], context, differentiated[1]))
+    def in_place(differentiated, given):
+        out, gradients = _run_rows(run, (differentiated[0], given, differentiated[1]))
         return gradients, out
 
-    arrays, context, out_gradient = flat
-    gradients, out = chunking.replace_chunks(in_place, (arrays, out_gradient), context, plan.rows_at_once)
+    arrays, given, out_gradient = flat
+    gradients, out = chunking.replace_chunks(in_place, (arrays, out_gradient), given, plan.rows_at_once)
     return restore((out, gradients))
 
 
-def _map_rows(plan: Plan, run, arrays: Arrays, context: Context, *others):
+def _map_rows(plan: Plan, run, arrays: Arrays, given: Given, *others):
     """Runs a function of one row over all examples and heads."""
-    flat, restore = _flatten_rows(arrays, context, *others)
+    flat, restore = _flatten_rows(arrays, given, *others)
     run = partial(run, plan)
-    if plan.is_fused:
+    if plan.takes_all_rows:
         return restore(run(*flat))
     return restore(chunking.map_chunks(partial(_run_rows, run), flat, plan.rows_at_once, in_axis=0, out_axis=0))
 
 
-def _flatten_rows(arrays: Arrays, context: Context, *others):
+def _flatten_rows(arrays: Arrays, given: Given, *others):
     """Merges the axes of examples and heads; returns the arrays, and the function that separates them again."""
     batch, num_heads, length, _ = arrays.query.shape
-    of_tokens = {"mask": context.mask, "documents": context.documents}
+    of_tokens = {"mask": given.mask, "documents": given.documents}
     spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (batch, num_heads, length)), of_tokens)
-    context = context._replace(**spread)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, context, *others))
+    given = given._replace(**spread)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, given, *others))
     return flat, partial(jax.tree.map, lambda x: x.reshape(batch, num_heads, *x.shape[1:]))
 
 

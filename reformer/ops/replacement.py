@@ -1,7 +1,7 @@
 """Drawing a token for every place of a sequence, from logits that exist only in chunks of the length.
 
 By the Gumbel-max trick: the largest of logits + noise is a draw from their softmax. The noise of an id at a place is a
-hash of a seed and of what the row holds, so that a row draws the same in whatever batch, chunk or device it stands.
+hash of a seed and of what the example holds, so that it draws the same in whatever batch, chunk or device it stands.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from reformer.ops.dropout import random_bits, rows
+from reformer.ops.dropout import random_bits, token_numbers
 from reformer.ops.lengthwise import map_length
 from reformer.ops.sampling import cool
 
@@ -18,22 +18,28 @@ from reformer.ops.sampling import cool
 def number_places(
     seed: UInt[Array, ""], ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"] | None = None
 ) -> UInt[Array, "batch length"]:
-    """Numbers all places by chance; equal rows have equal numbers, and other rows others (but for one pair in 2^32).
+    """Numbers all places by chance; equal examples have equal numbers, others have others (but for one pair in 2^32).
 
     Args:
       seed: another one gives other numbers.
-      ids: what the rows hold.
-      mask: True = counts in what a row holds; None = all do.
+      ids: what the examples hold.
+      mask: True = counts in what an example holds; None = all do.
     """
     position = jnp.arange(ids.shape[1], dtype=jnp.uint32)[None]
     bits = random_bits(seed, position, ids)
     bits = bits if mask is None else jnp.where(mask, bits, 0)
-    row = jnp.sum(bits, axis=1, keepdims=True, dtype=jnp.uint32)
-    return random_bits(seed, row, position)
+    example = jnp.sum(bits, axis=1, keepdims=True, dtype=jnp.uint32)
+    return random_bits(seed, example, position)
 
 
 def gumbel(seed: UInt[Array, ""], places: UInt[Array, "*places"], num_ids: int) -> Float[Array, "*places ids"]:
-    """Standard Gumbel noise in float32 for every id at every place, from about -2.8 to 16.6."""
+    """Standard Gumbel noise in float32 for every id at every place, from about -2.8 to 16.6.
+
+    Args:
+      seed: another one gives other noise.
+      places: from `number_places`.
+      num_ids: ids are 0 .. num_ids - 1.
+    """
     ids = jnp.arange(num_ids, dtype=jnp.uint32).reshape((1,) * places.ndim + (-1,))
     bits = random_bits(seed, places[..., None], ids)
     # 23 bits and a half: float32 holds the number exactly, and it is neither 0 nor 1.
@@ -62,13 +68,16 @@ def draw_in_chunks(
       places: from `number_places`.
       temperature: above 0.
       fixed: as there.
+
+    Returns:
+      Ids, int32.
     """
 
-    def draw(whole, chunk):
-        (params, fixed, seed), (inputs, row, places) = whole, chunk
-        logits = cool(logits_fn(params, inputs, row, fixed), temperature)
+    def draw(common, chunk):
+        (params, fixed, seed), (inputs, token_number, places) = common, chunk
+        logits = cool(logits_fn(params, inputs, token_number, fixed), temperature)
         noise = gumbel(seed, places, logits.shape[-1]).astype(logits.dtype)
         return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
     params, inputs = jax.lax.stop_gradient((params, inputs))
-    return map_length(draw, (params, fixed, seed), (inputs, rows(places), places), chunk_length)
+    return map_length(draw, (params, fixed, seed), (inputs, token_numbers(places), places), chunk_length)

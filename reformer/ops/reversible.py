@@ -11,17 +11,20 @@ runs over blocks with stacked parameters, so that neither code nor activations g
 Source: arXiv 2001.04451, section 3; Gomez et al. 2017 (arXiv 1707.04585).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from reformer.ops import stored
-from reformer.ops.chunking import wide_zeros_like
-from reformer.ops.dropout import rows
-from reformer.ops.lengthwise import map_length, scan_length
+from reformer.ops.dropout import token_numbers
+from reformer.ops.lengthwise import chunked_vjp, map_length
+
+Stream = Float[Array, "batch length embed"]
+Streams = tuple[Stream, Stream]
 
 
 class Residual(NamedTuple):
@@ -33,10 +36,11 @@ class Residual(NamedTuple):
     Attributes:
       apply: (params, x, onto, context, fixed) -> (onto + f(x), saved). `context` is a float pytree
         shared by all layers and differentiated, `fixed` what is not differentiated (masks, seeds).
-        `saved` are the discrete decisions that must not change when `x` is rebuilt with a rounding error.
-      undo: (params, x, onto, context, fixed, saved, cotangent, onto_cotangent) -> (onto - f(x),
-        cotangent of params, onto_cotangent + that of x, cotangent of context): what the reverse
-        sweep rebuilds, and the gradients, together.
+        `saved` is a pytree of what `run_blocks` is to return of this function. For `undo` it holds the discrete
+        decisions that must not change when `x` is rebuilt with a rounding error.
+      undo: (params, x, onto, context, fixed, saved, d_value, d_onto) -> (onto - f(x), d_params,
+        d_onto + d_x, d_context): what the reverse sweep rebuilds, and the cotangents, together. `d_value` is
+        the cotangent of f(x), and `d_onto` what the cotangent of x is added to.
     """
 
     apply: Callable
@@ -55,10 +59,10 @@ def residual(value: Callable) -> Residual:
         out, saved = value(params, x, context, fixed, None)
         return onto + out, saved
 
-    def undo(params, x, onto, context, fixed, saved, cotangent, onto_cotangent):
+    def undo(params, x, onto, context, fixed, saved, d_value, d_onto):
         out, vjp = jax.vjp(lambda *args: value(*args, fixed, saved)[0], params, x, context)
-        of_params, of_x, of_context = vjp(cotangent)
-        return onto - out, of_params, onto_cotangent + of_x, of_context
+        d_params, d_x, d_context = vjp(d_value)
+        return onto - out, d_params, d_onto + d_x, d_context
 
     return Residual(apply, undo)
 
@@ -70,135 +74,127 @@ def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
     mapped function would compute the forward a third time.
 
     Args:
-      fn: (params, x [batch, chunk, embed], row [batch, chunk], fixed) -> value like x. `row` numbers
-        the tokens of the whole array.
+      fn: (params, x [batch, chunk, embed], token_number [batch, chunk], fixed) -> value like x. The numbers are those
+        of `token_numbers` of the unchunked array.
       chunk_length: tokens of a sequence per chunk; None = all at once.
     """
 
     def apply(params, x, onto, context, fixed):
         del context
 
-        def of_chunk(whole, pair):
-            return fn(whole[0], *pair, whole[1])
+        def visit(common, chunk):
+            params, fixed = common
+            return fn(params, *chunk, fixed)
 
-        return map_length(of_chunk, (params, fixed), (x, rows(x)), chunk_length, onto=onto), ()
+        return map_length(visit, (params, fixed), (x, token_numbers(x)), chunk_length, onto=onto), ()
 
-    def undo(params, x, onto, context, fixed, saved, cotangent, onto_cotangent):
+    def undo(params, x, onto, context, fixed, saved, d_value, d_onto):
         del saved
-        rebuilt, of_params, of_x = chunked_vjp(
-            lambda params, fixed, x, row: fn(params, x, row, fixed),
+        rebuilt, d_params, d_x = chunked_vjp(
+            lambda params, fixed, x, token_number: fn(params, x, token_number, fixed),
             params,
             fixed,
-            (x, cotangent, rows(x)),
+            (x, d_value, token_numbers(x)),
             chunk_length,
-            onto=(onto, onto_cotangent),
+            onto=(onto, d_onto),
         )
-        return rebuilt, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
+        return rebuilt, d_params, d_x, jax.tree.map(jnp.zeros_like, context)
 
     return Residual(apply, undo)
 
 
-def chunked_vjp(
-    fn: Callable, params, fixed, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None
-):
-    """Negated value and cotangents of a position-wise function, chunk by chunk in one pass.
+def run_functions(functions: Sequence[Callable], streams: Streams, num_streams: int) -> tuple[Streams, tuple]:
+    """Runs residual functions one after another: the rule of the stack, of training, observing and decoding alike.
 
     Args:
-      fn: (params, fixed, x, *others) -> value.
-      params: pytree.
-      fixed: pytree that is not differentiated.
-      arrays: x, the cotangent of the value, and others that are not differentiated.
-      chunk_length: tokens of a sequence per chunk; None = all at once.
-      in_axis: the axis of the length, for all leaves of `arrays` or as a pytree prefix of it.
-      out_axis: likewise of the value and the cotangent of x.
-      onto: a pair, what the negated value and the cotangent of x are added to; None = nothing.
+      functions: each (x, onto) -> (onto + f(x), saved).
+      streams: x1 and x2, two arrays [batch, length, embed].
+      num_streams: 2, or 1 = the ordinary rule x -> x + f(x), where both streams are the same.
 
     Returns:
-      Minus the value, the cotangents of params, and those of x.
+      Both streams after the last function, and what each function saved.
     """
-
-    def visit(whole, total, chunk):
-        (params, fixed), (x, cotangent, *others) = whole, chunk
-        value, vjp = jax.vjp(lambda params, x: fn(params, fixed, x, *others), params, x)
-        of_params, of_x = vjp(cotangent)
-        return jax.tree.map(jnp.add, total, of_params), (jax.tree.map(jnp.negative, value), of_x)
-
-    scan = partial(scan_length, in_axis=in_axis, out_axis=out_axis, onto=onto)
-    of_params, (negated, of_x) = scan(visit, wide_zeros_like(params), (params, fixed), arrays, chunk_length)
-    return negated, jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params), of_x
+    x1, x2 = streams
+    saved = []
+    for function in functions:
+        added, kept = function(x2, x1)
+        x1, x2 = x2 if num_streams == 2 else added, added
+        saved.append(kept)
+    return (x1, x2), tuple(saved)
 
 
-def scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed, num_streams: int = 2):
-    """Runs the stack, differentiated by ordinary autodiff.
-
-    Of a residual function its input is stored, and what stands in `ops.stored`: what costs a matrix product or a sort.
+def run_blocks(
+    residuals: tuple[Residual, ...], params, x1: Stream, x2: Stream, context, fixed, num_streams: int = 2
+) -> tuple[Streams, tuple]:
+    """Runs the stack forward.
 
     Args:
       residuals: the residual functions of one block.
       params: a tuple with a pytree for each residual function, stacked over blocks on axis 0.
-      x1: first stream [batch, length, embed].
-      x2: second stream, likewise.
+      x1: first stream.
+      x2: second stream.
       context: float pytree that every residual function receives.
       fixed: a tuple with a pytree for each residual function, stacked over blocks; not differentiated.
-      num_streams: 1 = the ordinary rule x -> x + f(x), where both streams are the same.
+      num_streams: as in `run_functions`.
 
     Returns:
-      Both streams after the last block.
+      Both streams after the last block, and for every residual function what it saved, stacked over blocks.
+    """
+
+    def run_block(streams, block):
+        functions = [partial(_apply, *function, context) for function in zip(residuals, *block, strict=True)]
+        return run_functions(functions, streams, num_streams)
+
+    return jax.lax.scan(run_block, (x1, x2), (params, fixed))
+
+
+def _apply(function: Residual, params, fixed, context, x, onto):
+    return function.apply(params, x, onto, context, fixed)
+
+
+def scan_blocks(
+    residuals: tuple[Residual, ...], params, x1: Stream, x2: Stream, context, fixed, num_streams: int = 2
+) -> Streams:
+    """The streams of `run_blocks`, differentiated by ordinary autodiff.
+
+    Of a residual function its input is stored, and what stands in `ops.stored`: what costs a matrix product or a sort.
     """
     residuals = tuple(f._replace(apply=stored.checkpoint(f.apply)) for f in residuals)
-    return _forward(residuals, params, x1, x2, context, fixed, num_streams)[0]
+    return run_blocks(residuals, params, x1, x2, context, fixed, num_streams)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def reversible_scan_blocks(residuals: tuple[Residual, ...], params, x1, x2, context, fixed):
+def reversible_scan_blocks(residuals: tuple[Residual, ...], params, x1: Stream, x2: Stream, context, fixed) -> Streams:
     """`scan_blocks` in memory that does not grow with the depth.
 
     Kept for the backward pass: parameters, context, the two outputs, and per residual function what
     its `apply` chose to save.
     """
-    return _forward(residuals, params, x1, x2, context, fixed)[0]
-
-
-def next_streams(x2, added, num_streams: int):
-    """Both streams after a residual function, whose value at `x2` was added to the first: `added`."""
-    return x2 if num_streams == 2 else added, added
-
-
-def _forward(residuals, params, x1, x2, context, fixed, num_streams=2):
-    def run_block(streams, block):
-        x1, x2 = streams
-        saved = []
-        for f, p, constants in zip(residuals, *block, strict=True):
-            added, kept = f.apply(p, x2, x1, context, constants)
-            x1, x2 = next_streams(x2, added, num_streams)
-            saved.append(kept)
-        return (x1, x2), tuple(saved)
-
-    return jax.lax.scan(run_block, (x1, x2), (params, fixed))
+    return run_blocks(residuals, params, x1, x2, context, fixed)[0]
 
 
 def _reversible_forward(residuals, params, x1, x2, context, fixed):
-    streams, saved = _forward(residuals, params, x1, x2, context, fixed)
+    streams, saved = run_blocks(residuals, params, x1, x2, context, fixed)
     return streams, (params, streams, context, fixed, saved)
 
 
-def _reversible_backward(residuals, kept, cotangents):
+def _reversible_backward(residuals, kept: Any, d_streams):
     params, streams, context, fixed, saved = kept
 
     def undo_block(state, block):
-        (y1, y2), (dy1, dy2), of_context = state
-        of_params = []
-        for f, p, constants, decisions in reversed(list(zip(residuals, *block, strict=True))):
-            rebuilt, of_p, of_x, of_c = f.undo(p, y1, y2, context, constants, decisions, dy2, dy1)
+        (y1, y2), (d_y1, d_y2), d_context = state
+        d_params = []
+        for f, p, own_fixed, decisions in reversed(list(zip(residuals, *block, strict=True))):
+            rebuilt, d_p, d_x, d_c = f.undo(p, y1, y2, context, own_fixed, decisions, d_y2, d_y1)
             y1, y2 = rebuilt, y1
-            dy1, dy2 = dy2, of_x
-            of_context = jax.tree.map(jnp.add, of_context, of_c)
-            of_params.append(of_p)
-        return ((y1, y2), (dy1, dy2), of_context), tuple(reversed(of_params))
+            d_y1, d_y2 = d_y2, d_x
+            d_context = jax.tree.map(jnp.add, d_context, d_c)
+            d_params.append(d_p)
+        return ((y1, y2), (d_y1, d_y2), d_context), tuple(reversed(d_params))
 
-    start = (streams, cotangents, jax.tree.map(jnp.zeros_like, context))
-    (_, (dx1, dx2), of_context), of_params = jax.lax.scan(undo_block, start, (params, fixed, saved), reverse=True)
-    return of_params, dx1, dx2, of_context, None
+    start = (streams, d_streams, jax.tree.map(jnp.zeros_like, context))
+    (_, (d_x1, d_x2), d_context), d_params = jax.lax.scan(undo_block, start, (params, fixed, saved), reverse=True)
+    return d_params, d_x1, d_x2, d_context, None
 
 
 reversible_scan_blocks.defvjp(_reversible_forward, _reversible_backward)

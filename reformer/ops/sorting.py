@@ -1,4 +1,7 @@
-"""Sorting tokens by bucket, and undoing it without a second sort."""
+"""Sorting tokens by bucket, and undoing it without a second sort.
+
+A row is the sequence of one head of one example, in one hash round.
+"""
 
 import math
 from functools import partial
@@ -29,6 +32,10 @@ def sort_rows(buckets: Int[Array, "*rows length"], num_buckets: int) -> Int[Arra
     Bucket and position are packed into one unsigned 32-bit key where they fit: a single-operand
     sort is 5 to 7 times faster than a key-value sort. Where they do not fit, a stable two-operand
     sort gives the same order.
+
+    Args:
+      buckets: as in `sort_by_bucket`.
+      num_buckets: as in `sort_by_bucket`.
     """
     length = buckets.shape[-1]
     position_bits = (length - 1).bit_length()
@@ -47,6 +54,10 @@ def sort_flat(buckets: Int[Array, "*rows length"], num_buckets: int) -> Int[Arra
     first of them an unsigned key. The key is (row, bucket), with the position packed in where
     32 bits suffice. Else the position is the second operand; it is the iota that XLA would add to
     make a sort stable, so that it adds none.
+
+    Args:
+      buckets: as in `sort_by_bucket`.
+      num_buckets: as in `sort_by_bucket`.
     """
     length, num_rows = buckets.shape[-1], math.prod(buckets.shape[:-1])
     position_bits = (length - 1).bit_length()
@@ -64,7 +75,14 @@ def sort_flat(buckets: Int[Array, "*rows length"], num_buckets: int) -> Int[Arra
 
 
 def invert(permutation: Int[Array, "*rows length"]) -> Int[Array, "*rows length"]:
-    """Inverts the permutation of every row: a scatter of iota, some 100 times faster than an argsort."""
+    """Inverts the permutation of every row: a scatter of iota, some 100 times faster than an argsort.
+
+    Args:
+      permutation: from `sort_by_bucket`.
+
+    Returns:
+      The sorted slot in which every position stands, in the type of `permutation`.
+    """
     length = permutation.shape[-1]
     slot = jnp.arange(length, dtype=permutation.dtype)
 

@@ -1,34 +1,33 @@
 """Masked language modelling: hidden bytes of a text are predicted from what stands on both sides."""
 
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 
 from reformer.config import ReformerConfig
-from reformer.data import load
+from reformer.data.data_set import DataSet
 from reformer.data.masking import Masked
 from reformer.data.source import Source
+from reformer.host.options import PositiveShare
 from reformer.models.language import ReformerLM
-from reformer.tasks.language import problems_of_data, problems_of_direction
-from reformer.tasks.registry import Group
-
-KINDS = ("text",)
+from reformer.tasks.task import Task
 
 
-def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
-    """As `registry` has it."""
-    yield from problems_of_direction(config, model, causal=False)
-    yield from problems_of_data(config, model, length, KINDS)
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguage(Task):
+    """Which bytes are hidden."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
+    causal: ClassVar[bool] = False
 
-def make_model(task: Group, model: ReformerConfig) -> nn.Module:
-    """As `registry` has it."""
-    del task
-    return ReformerLM(model)
+    mask_rate: PositiveShare = 0.15  # share of the tokens that are hidden
 
+    def make_model(self, model: ReformerConfig) -> nn.Module:
+        """As `Task.make_model`."""
+        return ReformerLM(model)
 
-def load_data(config: Any, length: int) -> Source:
-    """As `registry` has it."""
-    text: Any = load.load(config.data, length)
-    return Masked(text, config.task.mask_rate)
+    def load(self, data: DataSet, length: int) -> Source:
+        """As `Task.load`."""
+        text: Any = super().load(data, length)
+        return Masked(text, self.mask_rate)

@@ -1,55 +1,60 @@
 """Image classification: the label of a whole image."""
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 
 from reformer.config import ReformerConfig
-from reformer.data import load
+from reformer.data.data_set import DataSet
 from reformer.data.source import Source
+from reformer.host.options import Count, one_of
 from reformer.models import vision
-from reformer.tasks.language import problems_of_data
-from reformer.tasks.registry import Group
-
-KINDS = ("labelled_images",)
+from reformer.ops.patches import ORDERS
+from reformer.tasks.classification import Labels
 
 
-def problems(config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
-    """As `registry` has it."""
-    task, data = config.task, config.data
-    yield from problems_of_data(config, model, _num_values(task), KINDS)
-    for problem in vision.problems(model, *_geometry(task)):
-        yield f"config: {problem}"
-    if length != model.max_length:
-        yield (
-            f"config.data.length={data.length}: images are trained and evaluated whole. Leave it at None; "
-            "config.model.max_length is their length in patches."
-        )
-    if data.crop_padding >= task.image_size:
-        yield (
-            f"config.data.crop_padding={data.crop_padding} must be below config.task.image_size={task.image_size}: the "
-            "padding mirrors the image."
-        )
+@dataclasses.dataclass(frozen=True)
+class Vision(Labels):
+    """Labels of images, and how these are cut into patches, which are the tokens."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("labelled_images",)
 
-def make_model(task: Group, model: ReformerConfig) -> nn.Module:
-    """As `registry` has it."""
-    return vision.ReformerViT(model, task["num_labels"], *_geometry(task))
+    image_size: Count = 64  # pixels of a side
+    patch_size: Count = 8  # pixels of a side of a patch; model.max_length follows
+    patch_order: Annotated[str, one_of(ORDERS)] = "rows"  # 'hilbert': along a curve, so that windows of it are squares
 
+    def data_length(self, length: int) -> int:
+        """Returns the values of an image: the data know nothing of patches."""
+        del length
+        return 3 * self.image_size**2
 
-def load_data(config: Any, length: int) -> Source:
-    """As `registry` has it."""
-    del length  # in patches, of which the data know nothing
-    data: Any = load.load(config.data, _num_values(config.task))
-    data.check_labels(config.task.num_labels)
-    return data
+    def misfits(self, config: Any, model: ReformerConfig, length: int) -> Iterator[str]:
+        """As `Task.misfits`."""
+        for problem in vision.problems(model, *self._geometry):
+            yield f"config: {problem}"
+        if length != model.max_length:
+            yield (
+                f"config.data.length={config.data.length}: images are trained and evaluated whole. Leave it at None; "
+                "config.model.max_length is their length in patches."
+            )
+        if config.data.crop_padding >= self.image_size:
+            yield (
+                f"config.data.crop_padding={config.data.crop_padding} must be below config.task.image_size="
+                f"{self.image_size}: the padding mirrors the image."
+            )
 
+    def make_model(self, model: ReformerConfig) -> nn.Module:
+        """As `Task.make_model`."""
+        return vision.ReformerViT(model, self.num_labels, *self._geometry)
 
-def _num_values(task: Group) -> int:
-    """What the data know as the length of an image."""
-    return 3 * task["image_size"] ** 2
+    def load(self, data: DataSet, length: int) -> Source:
+        """As `Task.load`; also raises ValueError if a label is none of the model's."""
+        found: Any = super().load(data, length)
+        found.check_labels(self.num_labels)
+        return found
 
-
-def _geometry(task: Group) -> tuple:
-    return tuple(task[name] for name in ("image_size", "patch_size", "pooling", "patch_order"))
+    @property
+    def _geometry(self) -> tuple:
+        return self.image_size, self.patch_size, self.pooling, self.patch_order

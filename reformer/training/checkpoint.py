@@ -1,30 +1,27 @@
 """Checkpoints of a run: the state, the position in the data and the config, written by Orbax and verified by us."""
 
 import contextlib
-import functools
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from ml_collections import ConfigDict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.host import paths
-from reformer.training import agreement, damage, disk, distributed, faults, manifest, memory, settings
-from reformer.training.state import TrainState, abstract, init_params
+from reformer.training import distributed, manifest, memory, settings
+from reformer.training.state import TrainState, abstract_params
 
 NAME = "checkpoints"
 METRIC = "bits"
 _METRIC_WITHOUT_RANK = "bits_without_rank"
 # Orbax moves what it no longer keeps here, which a kill cannot leave half-done; we delete it.
-_BIN = "deleted"
+BIN = "deleted"
 
 
 def _metric(metrics: dict[str, float]) -> float:
@@ -63,8 +60,8 @@ class Checkpoints:
             raise ValueError(f"workdir={workdir} has no checkpoints. Train first, until the first one is saved.")
         self._verified: set[int] = set()
         if not read_only:
-            damage.silence_echoes()
-            intact = agreement.on_process_0(self._repair)
+            manifest.silence_echoes()
+            intact = distributed.on_process_0(self._repair)
             self._verified.update([] if intact is None else [intact])
         managers = ocp.checkpoint_managers
         preserve = [managers.LatestN(keep_latest), managers.BestN(get_metric_fn=_metric, reverse=True, n=1)]
@@ -81,7 +78,7 @@ class Checkpoints:
             lightweight_initialize=read_only,
             multiprocessing_options=_alone() if read_only else ocp.options.MultiprocessingOptions(),
             temporary_path_class=manifest.ManifestedPath,
-            todelete_subdir=_BIN,
+            todelete_subdir=BIN,
         )
         self._manager = _Manager(epath.Path(self.directory), options=options)
 
@@ -120,22 +117,21 @@ class Checkpoints:
     def _saving(self) -> Iterator[None]:
         """Explains what goes wrong, and puts the checkpoint back that was to be replaced."""
         try:
-            with damage.explained_save(self.directory):
+            with manifest.explained_save(self.directory):
                 yield
         except Exception:
             if distributed.is_writer():
-                damage.put_back(self.directory, self.directory / _BIN)
+                manifest.put_back(self.directory, self.directory / BIN)
             raise
 
     def _repair(self) -> int | None:
-        damage.put_back(self.directory, self.directory / _BIN)
+        manifest.put_back(self.directory, self.directory / BIN)
         self._empty_bin()
-        return damage.set_aside(self.directory)
+        return manifest.set_aside(self.directory)
 
     def _empty_bin(self) -> None:
-        if distributed.is_writer() and (self.directory / _BIN).exists():
-            faults.passes("save_delete")
-            shutil.rmtree(self.directory / _BIN, ignore_errors=True)
+        if distributed.is_writer() and (self.directory / BIN).exists():
+            shutil.rmtree(self.directory / BIN, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:
@@ -196,7 +192,6 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta),
         )
         metrics = {} if bits is None else {METRIC if ranks else _METRIC_WITHOUT_RANK: bits}
-        faults.passes("save")
         with self._saving():
             if meta["step"] in self.steps:
                 self._manager.delete(meta["step"])
@@ -230,8 +225,7 @@ class Checkpoints:
     def _restore(self, step: int, verified_items: list[str] | None, **items: Any) -> Any:
         problem = self.problem(step, verified_items)
         if problem:
-            raise OSError(damage.sentence(self.directory / str(step), problem))
-        faults.passes("restore")
+            raise OSError(manifest.sentence(self.directory / str(step), problem))
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises a bare Exception for a damaged array
@@ -242,30 +236,7 @@ class Checkpoints:
                 f"checkpoint {self.directory / str(step)} cannot be read as {', '.join(items)}: {reason}. "
                 "It is not a checkpoint of this model."
             ) from error
-        faults.passes("restore")
         return restored
-
-
-def open_to_write(workdir: Path, group: ConfigDict, target: TrainState) -> Checkpoints:
-    """Returns the checkpoints of a run that writes some.
-
-    Args:
-      workdir: Exists.
-      group: The `checkpoint` group of the config.
-      target: Shapes and dtypes of the state.
-
-    Raises:
-      OSError: If there is no room for them, or if there are some and none is intact.
-    """
-
-    def check() -> None:
-        # The latest, the best, and the one that is being written, less those that are there already.
-        num_more = group.keep_latest + 2 - len(damage.steps_in(workdir / NAME))
-        state = (target.params, target.optimizer)
-        disk.check_space(workdir, state, max(num_more, 1), damage.bytes_of_leftovers(workdir / NAME))
-
-    agreement.on_process_0(check)
-    return Checkpoints(workdir, group.keep_latest, group.keep_every_steps)
 
 
 def choose(checkpoints: Checkpoints, wanted: int | str) -> int:
@@ -292,10 +263,10 @@ def _first_intact(checkpoints: Checkpoints, steps: Iterable[int]) -> int:
     for step in steps:
         problem = checkpoints.problem(step)
         if problem is None:
-            damage.report(checkpoints.directory, problems, f"using checkpoint {step}")
+            manifest.report(checkpoints.directory, problems, f"using checkpoint {step}")
             return step
         problems[step] = problem
-    raise OSError(damage.none_is_intact(checkpoints.directory, problems))
+    raise OSError(manifest.none_is_intact(checkpoints.directory, problems))
 
 
 def load(
@@ -322,16 +293,3 @@ def load(
         target = abstract_params(settings.make_model(config), mesh)
         params = checkpoints.restore_params(choose(checkpoints, step), target)
     return settings.model_config(config), {"params": params}
-
-
-def abstract_params(model: nn.Module, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the shapes, dtypes and shardings of a model's parameters."""
-    with jax.set_mesh(mesh):
-        return abstract(functools.partial(init_params, model, 0), mesh)
-
-
-def param_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Returns {'path/to/parameter': shape} of a model."""
-    params = jax.eval_shape(functools.partial(init_params, model, 0))
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(entry.key for entry in path): leaf.shape for path, leaf in leaves}

@@ -1,5 +1,6 @@
 """What a run that continues does otherwise than before: said first, and kept once its steps begin."""
 
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,38 +9,37 @@ from reformer.training import settings, workdir
 from reformer.training.checkpoint import Checkpoints
 from reformer.training.metrics import Journal
 from reformer.training.optimizer import make_schedule
-from reformer.training.run import Run
 
 
-def describe(run: Run, checkpoints: Checkpoints, num_done: int) -> list[str]:
+def describe(config: ConfigDict, checkpoints: Checkpoints, num_done: int) -> list[str]:
     """Returns a line for each field that changed since the checkpoint that a run continues from.
 
     Args:
-      run: With the config from now on.
+      config: From now on.
       checkpoints: Of the run.
       num_done: Steps done before; 0 = it begins.
     """
-    stored, num_steps = _stored(checkpoints, num_done), run.config.training.num_steps
-    changes = [f"{name} {old!r} -> {new!r}" for name, (old, new) in settings.differences(stored, run.config).items()]
+    stored, num_steps = _stored(checkpoints, num_done), config.training.num_steps
+    changes = [f"{name} {old!r} -> {new!r}" for name, (old, new) in settings.differences(stored, config).items()]
     if num_done >= num_steps:
         lines = [f"nothing is left to train: {num_done} steps are done, and config.training.num_steps={num_steps}"]
         return lines + [f"{change} trains nothing; config.json stays as it is" for change in changes]
-    return [f"{change} from step {num_done + 1}" for change in changes] + _warnings(stored, run.config, num_done)
+    return [f"{change} from step {num_done + 1}" for change in changes] + _warnings(stored, config, num_done)
 
 
-def keep(run: Run, checkpoints: Checkpoints, journal: Journal, num_done: int) -> None:
+def keep(directory: Path, config: ConfigDict, checkpoints: Checkpoints, journal: Journal, num_done: int) -> None:
     """Journals what `describe` says, and writes config.json; called when the next step is about to run.
 
     Compared is the checkpoint's config and not config.json: a run that was killed before its next checkpoint repeats
     its records, this one too.
     """
-    if changes := settings.differences(_stored(checkpoints, num_done), run.config):
+    if changes := settings.differences(_stored(checkpoints, num_done), config):
         journal.write({"split": "changed", "step": num_done + 1, "changes": changes})
-    workdir.keep_config(run.workdir, run.config)
+    workdir.keep_config(directory, config)
 
 
 def _stored(checkpoints: Checkpoints, num_done: int) -> dict[str, Any]:
-    return checkpoints.meta(num_done).get("config", {}) if num_done else {}
+    return settings.without_foreign(checkpoints.meta(num_done).get("config", {})) if num_done else {}
 
 
 def _warnings(stored: dict[str, Any], config: ConfigDict, num_done: int) -> list[str]:

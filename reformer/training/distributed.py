@@ -1,15 +1,18 @@
-"""One run in several processes: how they find each other, which one writes, and how they end together.
+"""One run in several processes: how they find each other, which one writes, what one finds out for all, how they end.
 
-JAX's coordination service connects the processes. When one of them dies, JAX by itself says so after minutes and with a
-dump of the C++ stack, and a collective on an accelerator may wait for ever. So process 0 has a connection with each of
-the others, over which both give signs of life: who is lost is known at once, and everybody says so and ends.
+JAX's coordination service connects the processes. When one dies, JAX aborts the others with a dump of the C++ stack
+(measured in docs/running.md). So process 0 has a connection with each of the others, over which both give signs of
+life: who is lost is known at once, and everybody says so and ends.
 """
 
 import argparse
 import contextlib
+import itertools
+import json
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,16 +20,19 @@ import traceback
 from collections.abc import Callable
 from multiprocessing import AuthenticationError, connection
 from multiprocessing.connection import Connection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax._src import clusters, distributed  # the key-value store and the detected cluster have no public name
+from jax.experimental import multihost_utils
 
 EXIT_LOST_PROCESS = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed when it is started again
 POLL_SECONDS = 1
 SILENT_SECONDS = 30
 CONNECT_SECONDS = 300  # as long as JAX waits
 _ALIVE, _DONE = "alive", "done"  # any other message is why the run ends
+_AGREED_BYTES = 2**16
 _START_AGAIN = "Start all processes again with the same command: the run continues from its last checkpoint."
 
 
@@ -41,12 +47,8 @@ def add_flags(parser: argparse.ArgumentParser, is_hidden: bool = False) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="a free port of process 0, the same for all")
     group.add_argument("--num_processes", type=int, help="how many there are")
     group.add_argument("--process_id", type=int, help="which one this is, from 0")
-    group.add_argument(
-        "--silent_seconds",
-        type=int,
-        default=SILENT_SECONDS,
-        help="a process without a sign of life for so long is dead",
-    )
+    silent = "a process without a sign of life for so long is dead"
+    group.add_argument("--silent_seconds", type=int, default=SILENT_SECONDS, help=silent)
 
 
 def initialize(
@@ -100,17 +102,16 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
         raise ValueError(f"--coordinator={coordinator} must be the HOST:PORT of process 0, such as 10.0.0.1:1234.")
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise ValueError(
-            f"--process_id={process_id} must be from 0 to one less than --num_processes={num_processes}, which must be "
-            "positive."
+            f"--process_id={process_id} must be from 0 to one less than --num_processes={num_processes}, "
+            "which must be positive."
         )
 
 
 def _num_detected_processes() -> int:
     """Asks JAX's own detection: a laptop, or a job of a single task, starts as it is."""
-    kinds = [kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method]
-    try:
-        cluster = next((kind for kind in kinds if kind.is_env_present()), None)
-        return 1 if cluster is None else cluster.get_process_count()
+    try:  # everything but the number is given, and is not looked for
+        _, count, _, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params("", None, 0, [], None, None)
+        return count or 1
     except Exception as error:  # a pod of Kubernetes that is no job, for example
         print(f"the cluster does not tell the number of processes ({error}): one is assumed.", file=sys.stderr)
         return 1
@@ -143,13 +144,15 @@ def _connect_peers(state: distributed.State) -> dict[int, Connection]:
         return {0: to_first}
     peers: dict[int, Connection] = {}
     password = secrets.token_hex(16)
-    with connection.Listener(("", 0), backlog=state.num_processes, authkey=password.encode()) as listener:
+    with socket.create_server(("", 0), backlog=state.num_processes) as server:
         # A peer that cannot reach this port ends with an error, which nobody else would hear of.
-        listener._listener._socket.settimeout(CONNECT_SECONDS)  # type: ignore[attr-defined]  # has no public name
-        state.client.key_value_set("reformer/watch", f"{listener.address[1]} {password}")
+        server.settimeout(CONNECT_SECONDS)
+        state.client.key_value_set("reformer/watch", f"{server.getsockname()[1]} {password}")
         while len(peers) < state.num_processes - 1:
             with contextlib.suppress(AuthenticationError, EOFError, ConnectionError):  # somebody else knocked
-                peer = listener.accept()
+                peer = Connection(server.accept()[0].detach())
+                connection.deliver_challenge(peer, password.encode())
+                connection.answer_challenge(peer, password.encode())
                 peers[peer.recv()] = peer
     return peers
 
@@ -183,10 +186,6 @@ class Group:
         self._tell(f"process {self._process_id} of {self._num_processes} failed; its own output says why.")
         self._exit(code)
 
-    def wait_for_verdict(self) -> None:
-        """Gives the watch the time to hear that another process died, which ends this one."""
-        time.sleep(5 * POLL_SECONDS)
-
     def _watch(self) -> None:
         # Polls are counted and not seconds: a machine that slept as a whole has lost nobody.
         silent, next_poll = dict.fromkeys(self._peers, 0), time.monotonic()
@@ -197,24 +196,22 @@ class Group:
                 silent = {i: silent[i] + 1 for i in self._running}
             heard = connection.wait([self._peers[i] for i in self._running], max(0.0, next_poll - time.monotonic()))
             for i in list(self._running):
+                name = f"process {i} of {self._num_processes}"
                 if self._peers[i] in heard:
                     silent[i] = 0
-                    self._hear(i)
+                    self._hear(i, name)
                 elif silent[i] > self._max_silent:
-                    self._end(f"{self._name(i)} gave no sign of life for {self._max_silent} seconds. {_START_AGAIN}")
+                    self._end(f"{name} gave no sign of life for {self._max_silent} seconds. {_START_AGAIN}")
 
-    def _hear(self, i: int) -> None:
+    def _hear(self, i: int, name: str) -> None:
         try:
             message = self._peers[i].recv()
         except (EOFError, OSError):
-            return self._end(f"{self._name(i)} died. {_START_AGAIN}")
+            return self._end(f"{name} died. {_START_AGAIN}")
         if message == _DONE:
             self._running.remove(i)  # its connection stays open: it still has to read that this process is done
         elif message != _ALIVE:
             self._end(message)
-
-    def _name(self, i: int) -> str:
-        return f"process {i} of {self._num_processes}"
 
     def _tell(self, message: str) -> None:
         with self._lock:
@@ -241,6 +238,7 @@ class Group:
 
 
 _group: Group | None = None  # None = the only process
+_num_agreed = itertools.count()  # every process makes these calls in the same order
 
 
 def end_at_sigterm() -> None:
@@ -256,6 +254,32 @@ def meet(place: str) -> None:
         distributed.global_state.client.wait_at_barrier(f"reformer/{place}", timeout_in_ms=week)
 
 
+def on_process_0(action: Callable[[], Any]) -> Any:
+    """Calls `action` on process 0 and returns its result on every process.
+
+    Args:
+      action: Returns what JSON can hold.
+
+    Raises:
+      ValueError: On every process, if `action` raises one.
+      OSError: Likewise.
+    """
+    if jax.process_count() == 1:
+        return action()
+    outcome: dict[str, Any] = {}
+    if is_writer():
+        try:
+            outcome = {"result": action()}
+        except (ValueError, OSError) as error:
+            outcome = {"error": str(error)[: _AGREED_BYTES // 8], "is_value": isinstance(error, ValueError)}
+    meet(f"agreement {next(_num_agreed)}")  # which may take long; JAX's first broadcast waits for 30 s only
+    message = np.frombuffer(json.dumps(outcome).encode()[:_AGREED_BYTES].ljust(_AGREED_BYTES, b"\0"), np.uint8)
+    shared = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(message)).tobytes().rstrip(b"\0"))
+    if "error" in shared:
+        raise (ValueError if shared["is_value"] else OSError)(shared["error"])
+    return shared["result"]
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Calls `main` with the command line. Where it fails in one of several processes, all of them end."""
     try:
@@ -267,7 +291,8 @@ def run(main: Callable[[list[str]], None]) -> None:
             _group.finish()
             raise
         if isinstance(error, Exception):
-            _group.wait_for_verdict()  # a collective or a checkpoint breaks when another process dies
+            # A collective or a checkpoint breaks when another process dies: the watch hears of it and ends this one.
+            time.sleep(5 * POLL_SECONDS)
         if not isinstance(error, SystemExit):
             traceback.print_exc()
         _group.fail(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)

@@ -17,7 +17,8 @@ from reformer.compilation import compiler_options
 from reformer.config import ReformerConfig
 from reformer.data.source import Source
 from reformer.tasks import registry
-from reformer.training import agreement, batches, checkpoint, occupancy, settings, step
+from reformer.training import batches, checkpoint, distributed, occupancy, settings, step
+from reformer.training.state import abstract_params, param_shapes
 from reformer.training.workdir import check_assets, with_own_vocabulary
 
 # What may differ from training when a checkpoint is evaluated; within `model`, what leaves the parameters as they are.
@@ -163,7 +164,7 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     changes = settings.differences(stored, config)
     check_changes(changes, stored, config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        chosen = agreement.on_process_0(lambda: checkpoint.choose(checkpoints, wanted))
+        chosen = distributed.on_process_0(lambda: checkpoint.choose(checkpoints, wanted))
     data = registry.load_data(with_own_vocabulary(workdir, config), settings.window_length(config))
     check_assets(workdir, data)
     mesh = sharding.make_mesh(**config.sharding)
@@ -182,7 +183,7 @@ def check_changes(
     useless = {name: values for name, values in changes.items() if name.split(".")[0] not in groups}
     if useless:
         raise ValueError(f"{settings.describe(useless)}: this has no effect here. Leave it out.")
-    old, new = (checkpoint.param_shapes(settings.make_model(config)) for config in (trained, wanted))
+    old, new = (param_shapes(settings.make_model(config)) for config in (trained, wanted))
     misfits = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if misfits:
         name = misfits[0]
@@ -201,7 +202,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     """
     config = evaluation.config.evaluation
     with jax.set_mesh(evaluation.mesh):
-        target = checkpoint.abstract_params(settings.make_model(evaluation.config), evaluation.mesh)
+        target = abstract_params(settings.make_model(evaluation.config), evaluation.mesh)
         with checkpoint.Checkpoints(evaluation.workdir, read_only=True) as checkpoints:
             params = checkpoints.restore_params(evaluation.step, target)
         data, split = evaluation.data, evaluation.split

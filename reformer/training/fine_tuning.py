@@ -1,11 +1,16 @@
-"""Parameters that a run begins with: those of another run, or of a Hugging Face checkpoint, where they fit."""
+"""Parameters that a run begins with: those of another run, or of a Hugging Face checkpoint, where they fit.
+
+A stack whose pattern has p kinds keeps its layers in `stack/layer_0` to `stack/layer_{p-1}`, arrays with one row for
+each repetition: the layer of depth d is row d // p of `layer_{d % p}`. Models are compared by depth, so that the
+pattern may be another one.
+"""
 
 import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +21,55 @@ from reformer.config import ReformerConfig
 from reformer.data.source import Source, assets
 from reformer.host import extras, paths
 from reformer.interop import hub
-from reformer.training import agreement, checkpoint, settings
-from reformer.training.depths import Piece, Shape, by_depth
-from reformer.training.state import TrainState
+from reformer.layers.kinds import KINDS
+from reformer.training import checkpoint, distributed, settings
+from reformer.training.state import TrainState, param_shapes
 from reformer.training.workdir import VOCABULARIES
 
 # What must be the same for the rest to mean anything, but for projections that another kind of attention does not have.
 _REQUIRED = ("embeddings/", "stack/")
 _OF_A_KIND = re.compile(r".*stack/depth_\d+/attention/(query|key|query_key)/.*")
+_LAYER = re.compile(r"(?P<stack>(?:.*/)?stack)/layer_(?P<number>\d+)/(?P<name>.+)")
 
+Shape = tuple[int, ...]
 Leaves = dict[str, Any]  # arrays by 'path/to/parameter'
+
+
+class Piece(NamedTuple):
+    """A parameter of one layer, or one that belongs to no layer.
+
+    Attributes:
+      path: Of the array that holds it.
+      row: In that array; None = it is the whole array.
+      shape: Its own.
+    """
+
+    path: str
+    row: int | None
+    shape: Shape
+
+
+def by_depth(shapes: Mapping[str, Shape]) -> dict[str, Piece]:
+    """Returns every parameter by a name that does not depend on the pattern, `stack/depth_5/norm/scale`.
+
+    Args:
+      shapes: Of arrays by path.
+    """
+    matches = {path: _LAYER.fullmatch(path) for path in shapes}
+    numbers = defaultdict(set)  # of the layers of each stack
+    for match in filter(None, matches.values()):
+        numbers[match["stack"]].add(match["number"])
+    pieces = {}
+    for path, match in matches.items():
+        if match is None:
+            pieces[path] = Piece(path, None, shapes[path])
+            continue
+        period = len(numbers[match["stack"]])
+        num_rows, *shape = shapes[path]
+        for row in range(num_rows):
+            depth = row * period + int(match["number"])
+            pieces[f"{match['stack']}/depth_{depth}/{match['name']}"] = Piece(path, row, tuple(shape))
+    return pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +162,7 @@ def find(config: ConfigDict, data: Source) -> Origin | None:
     directory, _, part = wanted.rpartition(":") if has_part else (wanted, "", "")
     found = _find(directory)
     found = found.part(part) if part else found
-    shapes = checkpoint.param_shapes(settings.make_model(config))
+    shapes = param_shapes(settings.make_model(config))
     there, here = ({"model": _resolved(model)} for model in (found.config, settings.model_config(config)))
     changes = settings.differences(there, here)
     if found.vocabulary != _first(map(assets(data).get, VOCABULARIES)):
@@ -150,12 +194,12 @@ def _find(name: str) -> _Found:
 def _find_run(workdir: Path) -> _Found:
     stored = settings.read(workdir)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        step = agreement.on_process_0(lambda: checkpoint.choose(checkpoints, "best"))
+        step = distributed.on_process_0(lambda: checkpoint.choose(checkpoints, "best"))
 
     def read(mesh: jax.sharding.Mesh) -> Leaves:
         return _by_path(checkpoint.load(workdir, step, mesh)[1]["params"])
 
-    shapes = checkpoint.param_shapes(settings.make_model(stored))
+    shapes = param_shapes(settings.make_model(stored))
     name, vocabulary = f"{workdir}, step {step}", _first(_read_bytes(workdir / name) for name in VOCABULARIES)
     return _Found(name, settings.model_config(stored), vocabulary, shapes, read)
 
@@ -235,8 +279,8 @@ def _resolved(config: ReformerConfig) -> dict[str, Any]:
         "axial_dims": config.resolved_axial_dims if is_axial else None,
         "look_ahead": config.looks_ahead,
         "share_query_key": config.shares_query_key,
-        "attention_dropout_rate": config.attention_weights_dropout_rate("local"),
-        "lsh_attention_dropout_rate": config.attention_weights_dropout_rate("lsh"),
+        "attention_dropout_rate": config.attention_weights_dropout_rate,
+        "lsh_attention_dropout_rate": KINDS["lsh"].dropout_rate(config),
     }
 
 

@@ -1,6 +1,8 @@
 """Training: the only file in which the order of side effects matters."""
 
 import contextlib
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +10,42 @@ import jax
 from ml_collections import ConfigDict
 
 from reformer import sharding
+from reformer.config import ReformerConfig
+from reformer.data.source import Source
 from reformer.host import paths
 from reformer.tasks import registry
 from reformer.training import (
     batches,
-    checkpoint,
     continuation,
     disk,
-    faults,
+    evaluation,
     fine_tuning,
-    frozen,
     metrics,
     profiling,
+    report,
     settings,
     stopping,
-    summary,
     workdir,
     writers,
 )
 from reformer.training.checkpoint import Checkpoints
-from reformer.training.guards import Guard, parameter_names
-from reformer.training.milestones import NUM_SKIPPED, Milestones
-from reformer.training.programs import CompiledStep, Programs, compile_step, make_programs
-from reformer.training.progress import Progress
-from reformer.training.run import Machinery, Run
-from reformer.training.state import TrainState
-from reformer.training.watchdog import Watchdog
+from reformer.training.guards import Guard, Watchdog, parameter_names
+from reformer.training.milestones import NUM_SKIPPED, Milestones, Saving, Validation
+from reformer.training.state import TrainState, check_frozen, param_shapes, split_frozen
+from reformer.training.step import CompiledStep, Programs, compile_step, make_programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An experiment whose config, data, devices and workdir were checked."""
+
+    config: ConfigDict
+    model_config: ReformerConfig
+    data: Source
+    mesh: jax.sharding.Mesh
+    workdir: Path
+    profile_steps: profiling.Steps | None = None
+    origin: fine_tuning.Origin | None = None  # of the parameters of a run that begins; None = random
 
 
 def prepare(config: ConfigDict, directory: str | Path, profile_steps: str = "") -> Run:
@@ -51,7 +63,7 @@ def prepare(config: ConfigDict, directory: str | Path, profile_steps: str = "") 
     writers.find(config.training.writers)
     workdir.check(directory, config)
     if config.training.frozen:
-        frozen.check(config.training.frozen, checkpoint.param_shapes(settings.make_model(config)))
+        check_frozen(config.training.frozen, param_shapes(settings.make_model(config)))
     finished_step = workdir.latest_step(directory)
     data = registry.load_data(workdir.with_own_vocabulary(directory, config), settings.window_length(config))
     workdir.check_data(directory, data)
@@ -65,11 +77,11 @@ def prepare(config: ConfigDict, directory: str | Path, profile_steps: str = "") 
     return Run(config, model_config, data, mesh, directory, steps, origin)
 
 
-def dry_run(run: Run) -> summary.Summary:
+def dry_run(run: Run) -> report.Summary:
     """Compiles the training step and returns what is known before the first one; nothing is allocated or written."""
     with jax.set_mesh(run.mesh):
         programs = make_programs(run.config, run.mesh)
-        return summary.summarize(run, programs.target, _compile(run, programs))
+        return report.summarize(run.config, run.mesh, programs.target, _compile(run, programs))
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -84,32 +96,69 @@ def train(run: Run) -> dict[str, Any]:
       OSError: If no checkpoint is intact, the workdir is in use or cannot be written to.
       stopping.Stopped: If a signal asked for it; what was done is saved.
     """
+    config, mesh = run.config, run.mesh
     with contextlib.ExitStack() as stack:
-        stack.enter_context(disk.explained(run.workdir))
-        stopper = stack.enter_context(stopping.Stopping())
-        stack.enter_context(workdir.claimed(run.workdir, run.config, run.data))
-        stack.enter_context(jax.set_mesh(run.mesh))
-        watchdog = stack.enter_context(contextlib.closing(Watchdog(run.config.training.stall_seconds)))
-        programs = make_programs(run.config, run.mesh)
-        checkpoints = stack.enter_context(checkpoint.open_to_write(run.workdir, run.config.checkpoint, programs.target))
-        iterator = batches.training_batches(run.config, run.data, run.mesh)
+        enter = stack.enter_context
+        enter(disk.explained(run.workdir))
+        stopper = enter(stopping.Stopping())
+        enter(workdir.claimed(run.workdir, config, run.data))
+        enter(jax.set_mesh(mesh))
+        watchdog = enter(contextlib.closing(Watchdog(config.training.stall_seconds)))
+        programs = make_programs(config, mesh)
+        checkpoints = enter(workdir.open_checkpoints(run.workdir, config.checkpoint, programs.target))
+        iterator = batches.training_batches(config, run.data, mesh)
         train_state = _start(run, checkpoints, programs, iterator)
-        first_step = int(train_state.step)
-        progress = stack.enter_context(contextlib.closing(Progress(first_step, run.config.training, run.data.unit)))
-        journal = stack.enter_context(contextlib.closing(_open_journal(run, checkpoints, first_step)))
-        profiler = profiling.Profiler(run.profile_steps, run.workdir / "profile", progress.say)
-        stack.enter_context(contextlib.closing(profiler))
-        trained, _ = frozen.split(train_state.params, run.config.training.frozen)
-        num_skipped = checkpoints.meta(first_step).get(NUM_SKIPPED, 0) if first_step else 0
-        guard = Guard(run.data.unit, parameter_names(trained), run.config.training.max_skipped_updates, num_skipped)
-        machinery = Machinery(iterator, checkpoints, journal, progress, profiler, guard, watchdog, stopper)
+        num_done = int(train_state.step)
+        progress = enter(contextlib.closing(metrics.Progress(num_done, config.training, run.data.unit)))
+        journal = enter(contextlib.closing(_open_journal(run, checkpoints, num_done)))
         progress.say(_introduction(run, train_state))
-        for line in continuation.describe(run, checkpoints, first_step):
+        for line in continuation.describe(config, checkpoints, num_done):
             progress.say(line)
-        stopper.check(first_step)
-        milestones = Milestones(run, machinery)
+        stopper.check(num_done)
+        guard = _make_guard(run, checkpoints, train_state)
+        evaluator = _make_evaluator(run, watchdog, stopper)
+        validation = Validation(config, evaluator, guard, watchdog, journal, progress)
+        saving = Saving(config, run.data, iterator, guard, watchdog, checkpoints)
+        milestones = Milestones(config, validation, saving, stopper)
         milestones.catch_up(train_state)
-        return milestones.finish(_run_steps(run, machinery, milestones, programs, train_state))
+        if num_done < config.training.num_steps:
+            train_step = _compile_and_say(run, programs, watchdog, progress)
+            stopper.check(num_done)
+            continuation.keep(run.workdir, config, checkpoints, journal, num_done)
+            reader = metrics.StepReader(
+                journal, progress, guard, config.training.batch_size * settings.window_length(config),
+                config.training.log_every_steps,
+            )  # fmt: skip
+            profiler = enter(
+                contextlib.closing(profiling.Profiler(run.profile_steps, run.workdir / "profile", progress.say))
+            )
+            train_state = _run_steps(run, train_state, train_step, iterator, watchdog, profiler, reader, milestones)
+        return milestones.finish(train_state)
+
+
+def _run_steps(
+    run: Run,
+    train_state: TrainState,
+    train_step: jax.stages.Compiled,
+    iterator: Any,
+    watchdog: Watchdog,
+    profiler: profiling.Profiler,
+    reader: metrics.StepReader,
+    milestones: Milestones,
+) -> TrainState:
+    """Returns the state after the last step."""
+    reader.start()
+    for number in range(int(train_state.step) + 1, run.config.training.num_steps + 1):
+        watchdog.begin(f"step {number} or the one before it")
+        profiler.before(number)
+        batch = batches.to_mesh(next(iterator), run.mesh)
+        train_state, step_metrics = train_step(train_state, batch)
+        profiler.after(number, step_metrics)
+        reader.push(number, step_metrics)
+        if milestones.is_reached(number):
+            reader.flush()
+            milestones.visit(train_state, number)
+    return train_state
 
 
 def _start(run: Run, checkpoints: Checkpoints, programs: Programs, iterator: Any) -> TrainState:
@@ -122,16 +171,30 @@ def _start(run: Run, checkpoints: Checkpoints, programs: Programs, iterator: Any
     return train_state
 
 
-def _open_journal(run: Run, checkpoints: Checkpoints, first_step: int) -> metrics.Journal:
-    opening = writers.Opening(run.workdir, first_step, settings.as_json(run.config))
-    is_evaluated = not first_step or bool(checkpoints.metrics(first_step))
+def _open_journal(run: Run, checkpoints: Checkpoints, num_done: int) -> metrics.Journal:
+    opening = writers.Opening(run.workdir, num_done, settings.as_json(run.config))
+    is_evaluated = not num_done or bool(checkpoints.metrics(num_done))
     return metrics.Journal(opening, run.config.training.writers, is_evaluated)
+
+
+def _make_guard(run: Run, checkpoints: Checkpoints, train_state: TrainState) -> Guard:
+    num_done, training = int(train_state.step), run.config.training
+    trained, _ = split_frozen(train_state.params, training.frozen)
+    num_skipped = checkpoints.meta(num_done).get(NUM_SKIPPED, 0) if num_done else 0
+    return Guard(run.data.unit, parameter_names(trained), training.max_skipped_updates, num_skipped)
+
+
+def _make_evaluator(run: Run, watchdog: Watchdog, stopper: stopping.Stopping) -> evaluation.Evaluator:
+    """Returns an evaluator on the validation split that shows signs of life and can be cut between two batches."""
+    on_batch = functools.partial(watchdog.begin, "an evaluation")
+    evaluator = evaluation.make_evaluator(run.config, run.data, "valid", run.mesh, on_batch)
+    return dataclasses.replace(evaluator, batches=stopper.watch(evaluator.batches))
 
 
 def _introduction(run: Run, train_state: TrainState) -> str:
     num_params, num_frozen = (
         sum(leaf.size for leaf in jax.tree.leaves(params))
-        for params in (train_state.params, frozen.split(train_state.params, run.config.training.frozen)[1])
+        for params in (train_state.params, split_frozen(train_state.params, run.config.training.frozen)[1])
     )
     count = f"{num_params:,} parameters" + f", of which {num_frozen:,} stay as they are" * bool(num_frozen)
     places = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
@@ -141,43 +204,15 @@ def _introduction(run: Run, train_state: TrainState) -> str:
     return f"{run.data.description}\n{count}; {run.mesh.size} devices ({places}); {start}"
 
 
-def _run_steps(
-    run: Run, machinery: Machinery, milestones: Milestones, programs: Programs, train_state: TrainState
-) -> TrainState:
-    config, first = run.config.training, int(train_state.step) + 1
-    if first > config.num_steps:
-        return train_state
-    train_step = _compile_and_say(run, machinery, programs)
-    machinery.stopper.check(first - 1)
-    continuation.keep(run, machinery.checkpoints, machinery.journal, first - 1)
-    tokens_per_step = config.batch_size * settings.window_length(run.config)
-    reader = metrics.StepReader(
-        machinery.journal, machinery.progress, machinery.guard, tokens_per_step, config.log_every_steps
-    )
-    reader.start()
-    for number in range(first, config.num_steps + 1):
-        machinery.watchdog.begin(f"step {number} or the one before it")
-        machinery.profiler.before(number)
-        batch = batches.to_mesh(next(machinery.batches), run.mesh)
-        faults.passes("train")
-        train_state, step_metrics = train_step(train_state, batch)
-        machinery.profiler.after(number, step_metrics)
-        reader.push(number, step_metrics)
-        if number % config.log_every_steps == 0:
-            machinery.checkpoints.raise_if_failed()
-        if milestones.is_reached(number):
-            reader.flush()
-            milestones.visit(train_state, number)
-    return train_state
-
-
 def _compile(run: Run, programs: Programs) -> CompiledStep:
     return compile_step(programs, batches.training_shapes(run.config, run.data, run.mesh))
 
 
-def _compile_and_say(run: Run, machinery: Machinery, programs: Programs) -> jax.stages.Compiled:
-    machinery.watchdog.begin("the compilation", compiles=True)
-    machinery.progress.say("compiling the training step ...")
+def _compile_and_say(
+    run: Run, programs: Programs, watchdog: Watchdog, progress: metrics.Progress
+) -> jax.stages.Compiled:
+    watchdog.begin("the compilation", compiles=True)
+    progress.say("compiling the training step ...")
     compiled = _compile(run, programs)
-    machinery.progress.say(summary.summarize(run, programs.target, compiled).text)
+    progress.say(report.summarize(run.config, run.mesh, programs.target, compiled).text)
     return compiled.call

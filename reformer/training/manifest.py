@@ -1,30 +1,37 @@
-"""What a checkpoint consists of: the size and the checksum of every file, written last and compared before it is read.
+"""Whether a checkpoint is intact, and what is done if it is not.
 
-Orbax commits a checkpoint by renaming a temporary directory. The manifest is written into that directory just before,
-so that a checkpoint has a complete manifest from the moment it exists, and no older one is deleted earlier.
+Its manifest has the size and the checksum of every file, is written last and compared before anything is read. Orbax
+commits a checkpoint by renaming a temporary directory. The manifest is written into that directory just before, so that
+a checkpoint has a complete manifest from the moment it exists, and no older one is deleted earlier.
 
 A checksum is the CRC-32 of zlib, which is compiled in everywhere and outruns the disk. Any change of up to 32 bits in a
 row is found for certain, any other with a probability of 1 - 2**-32; it is no protection against forgery.
+
+A damaged checkpoint is named, and set aside by a run that continues; nothing is deleted.
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import os
+import sys
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from orbax.checkpoint.path import atomicity
 
 from reformer.host import paths
-from reformer.training import disk, faults
+from reformer.training import disk
 
 NAME = "manifest.json"
+DAMAGED = "damaged"  # the directory of those that were set aside
 _BLOCK_BYTES = 2**22
 
 
 def write(directory: Path) -> None:
-    """Writes the manifest of all files in `directory`, whole or not at all; they are on the disk before it is."""
+    """Writes the manifest of all files in `directory`, complete or not at all; they are on the disk before it is."""
     entries = [path for path in sorted(directory.rglob("*")) if path != directory / NAME]
     for path in entries:
         disk.sync(path)
@@ -37,7 +44,7 @@ def write(directory: Path) -> None:
 
 
 def problem(directory: Path, items: Collection[str] | None = None) -> str | None:
-    """Returns what is wrong with a checkpoint, in a few words, or None if it is whole.
+    """Returns what is wrong with a checkpoint, in a few words, or None if it is intact.
 
     Args:
       directory: Of the checkpoint.
@@ -86,32 +93,144 @@ class ManifestedPath(atomicity.AtomicRenameTemporaryPath):
     Orbax makes one for each item of a checkpoint too; those are left as they are.
     """
 
-    async def create(self):
-        """Creates the directory."""
-        path = await super().create()
-        if self._is_of_step():
-            faults.watch_files(Path(path))
-        return path
-
     async def finalize(self):
         """Lets Orbax complete the directory under a second temporary name, adds the manifest, renames it."""
         if not self._is_of_step():
             return await super().finalize()
-        final = self._final_path
+        final = self.get_final()
         # Still a temporary name in the eyes of Orbax, so that a later run removes what a kill leaves here.
         self._final_path = final.parent / (self.get().name + "-complete")
-        faults.passes("save_files")
         await super().finalize()
-        faults.passes("save_manifest")
-        write(Path(self._final_path))
-        faults.passes("save_commit")
-        os.rename(self._final_path, final)
+        write(Path(self.get_final()))
+        os.rename(self.get_final(), final)
         disk.sync(Path(final.parent))
         self._final_path = final
-        faults.passes("save_committed")
 
     def _is_of_step(self) -> bool:
-        return self._final_path.name.isdecimal()
+        return self.get_final().name.isdecimal()
+
+
+def hide_unfinished_writes() -> None:
+    """Hides what TensorStore prints for each write that a failed save leaves unfinished, for the rest of the program.
+
+    Orbax closes the event loop that these writes report to, and raises the error of the save itself.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def set_aside(directory: Path) -> int | None:
+    """Finds the newest intact checkpoint and moves the damaged ones to `damaged/`.
+
+    Of those older than it only the sizes and the losses are verified, which Orbax reads to choose what it keeps.
+
+    Args:
+      directory: Of the checkpoints; need not exist.
+
+    Returns:
+      The step of the newest intact checkpoint, None if there are no checkpoints.
+
+    Raises:
+      OSError: If there are checkpoints and none is intact; nothing was moved then.
+    """
+    problems: dict[int, str] = {}
+    intact = None
+    for step in sorted(steps_in(directory), reverse=True):
+        found = problem(directory / str(step), None if intact is None else ["metrics"])
+        if found:
+            problems[step] = found
+        elif intact is None:
+            intact = step
+    if problems and intact is None:
+        raise OSError(none_is_intact(directory, problems))
+    report(directory, problems, f"moved to {directory / DAMAGED}; the newest intact checkpoint is {intact}")
+    for step in problems:
+        _move(directory, step)
+    return intact
+
+
+def put_back(directory: Path, removed: Path) -> None:
+    """Puts the checkpoints back whose successors are not there: one that was replaced, or that damage followed."""
+    if not steps_in(removed):
+        return
+    newest_first = sorted(steps_in(directory), reverse=True)
+    newest_intact = next((step for step in newest_first if not problem(directory / str(step))), -1)
+    for step in steps_in(removed):
+        if step > newest_intact:
+            if step in newest_first:
+                _move(directory, step)
+            os.rename(removed / str(step), directory / str(step))
+
+
+def bytes_of_leftovers(directory: Path) -> int:
+    """Returns the bytes below the directory of checkpoints that a run which opens it will remove."""
+    if not directory.is_dir():
+        return 0
+    kept = {DAMAGED, *map(str, steps_in(directory))}
+    return sum(disk.bytes_below(path) for path in directory.iterdir() if path.name not in kept and path.is_dir())
+
+
+def steps_in(directory: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a directory, damaged or not."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+
+def _move(directory: Path, step: int) -> None:
+    (directory / DAMAGED).mkdir(exist_ok=True)
+    names = (f"{step}{suffix}" for suffix in ("", *(f".{number}" for number in range(1, 1000))))
+    os.rename(directory / str(step), next(path for name in names if not (path := directory / DAMAGED / name).exists()))
+
+
+def report(directory: Path, problems: Mapping[int, str], outcome: str) -> None:
+    """Names each damaged checkpoint on stderr, and what was done about it."""
+    for step, found in problems.items():
+        print(f"warning: {sentence(directory / str(step), found)} {outcome[:1].upper()}{outcome[1:]}.", file=sys.stderr)
+
+
+def sentence(checkpoint: Path, found: str) -> str:
+    """Returns the `problem` that was found of a checkpoint as a sentence."""
+    return f"checkpoint {checkpoint} is damaged: {found}."
+
+
+def none_is_intact(directory: Path, problems: Mapping[int, str]) -> str:
+    """Returns the message for a directory, or a choice, of which every checkpoint is damaged."""
+    listed = "; ".join(f"{step}: {found}" for step, found in problems.items())
+    adopt = f" (python -m reformer.training.manifest {directory}/STEP accepts one without a manifest as it is)"
+    has_old = any(NAME in found for found in problems.values())
+    return (
+        f"no checkpoint in {directory} that could be used is intact ({listed}). Choose another, put back a copy, or "
+        f"start anew in another workdir{adopt if has_old else ''}."
+    )
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
+def silence_echoes() -> None:
+    """Keeps Orbax and its threads from printing tracebacks of what they raise as well, and we explain."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_no_echo)
+
+
+@contextlib.contextmanager
+def explained_save(directory: Path) -> Iterator[None]:
+    """Turns what Orbax raises for a save, often in another thread, into a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise OSError(
+            f"a checkpoint could not be saved in {directory}: {reason}. Earlier checkpoints are intact. Free space or "
+            "allow writing, and run the same command again."
+        ) from error
 
 
 def main() -> None:

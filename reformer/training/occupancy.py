@@ -11,9 +11,9 @@ import numpy as np
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.layers.attention import num_buckets
+from reformer.layers.kinds import num_buckets
 from reformer.ops.hashing import count_buckets
-from reformer.ops.plan import Arrays, Context, Plan
+from reformer.ops.plan import Arrays, Given, Plan
 
 
 class Occupancy(NamedTuple):
@@ -31,15 +31,15 @@ class Occupancy(NamedTuple):
 Sums = Mapping[str, Any]  # by the depth of an LSH layer: largest shares, numbers of effective buckets, rounds
 
 
-def look(config: ReformerConfig, i: int, arrays: Arrays, plan: Plan, context: Context) -> Any:
+def look(config: ReformerConfig, i: int, arrays: Arrays, plan: Plan, given: Given) -> Any:
     """Returns the sums over a batch, for `ReformerLM.observe`; None where nothing is hashed."""
     del i, plan
-    if context.order is None:
+    if given.order is None:
         return None
     total = math.prod(num_buckets(arrays.query.shape[2], config))
     count = functools.partial(count_buckets, num_buckets=total)
     place = sharding.spec("act_batch", "act_heads")
-    counts = sharding.shard_map(count, place, place)(context.order.buckets)
+    counts = sharding.shard_map(count, place, place)(given.order.buckets)
     num_tokens = counts.sum(-1, keepdims=True)
     shares = counts / jnp.maximum(num_tokens, 1)
     is_real = (num_tokens[..., 0] > 0).astype(shares.dtype)  # not the rows that fill the last batch

@@ -2,22 +2,21 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from reformer import sharding
 from reformer.config import ReformerConfig
-from reformer.data import load
-from reformer.host import paths
-from reformer.layers.attention import padded_length
+from reformer.host import own_code, paths
+from reformer.host.options import Field, Options, fields_of
+from reformer.layers.kinds import padded_length
 from reformer.tasks import registry
-from reformer.training import disk
-from reformer.training.field_rules import FIELD_RULES
+from reformer.training import disk, groups
 
 Config: TypeAlias = ConfigDict | dict[str, Any]  # the second as read from config.json
 
@@ -80,17 +79,37 @@ def validate(config: ConfigDict) -> ReformerConfig:
       ValueError: If fields are missing or unknown, or values are not allowed; one line for each.
     """
     flat = flatten(config)
-    problems = [*_problems_of_names(flat), *_problems_of_fields(flat), *_problems_of_model(flat)]
+    own, not_found = _find_chosen(flat)
+    problems = [
+        *not_found.values(),
+        *_problems_of_names(flat, own, not_found),
+        *_problems_of_fields(flat, own),
+        *_problems_of_model(flat),
+    ]
     if problems := problems or list(_problems_of_combinations(config)):
         raise ValueError("\n".join(problems))
     return model_config(config)
 
 
-def _problems_of_names(flat: dict[str, Any]) -> Iterator[str]:
+def _find_chosen(flat: dict[str, Any]) -> tuple[dict[str, Field], dict[str, str]]:
+    """Finds the fields that the chosen task and data set read, and for each group that names none a sentence."""
+    own: dict[str, Field] = {}
+    not_found: dict[str, str] = {}
+    for group, of in groups.CHOSEN.items():
+        try:
+            chosen = of.find_class(flat.get(f"{group}.name"))
+            own |= {f"{group}.{name}": field for name, field in fields_of(chosen).items()}
+        except ValueError as error:
+            not_found[group] = str(error)
+    return own, not_found
+
+
+def _problems_of_names(flat: dict[str, Any], own: dict[str, Field], not_found: Container[str]) -> Iterator[str]:
     """Finds what a config file left out or misspelt; one that starts from configs/base.py cannot."""
-    known = {name for _, _, names in FIELD_RULES for name in names}
-    known |= {f"model.{name}" for name in ReformerConfig.__dataclass_fields__}
-    for name in sorted(flat.keys() - known):
+    known = groups.FIELDS.keys() | {f"model.{name}" for name in ReformerConfig.__dataclass_fields__}
+    for name in sorted(flat.keys() - known - own.keys()):
+        if name.partition(".")[0] in not_found:  # it may be an option of one's own, of which nothing is known then
+            continue
         yield f"config.{name}={flat[name]!r}: there is no such field. {closest_field(name, known)}"
     for name in sorted(known - flat.keys()):
         yield f"config.{name} is missing or no single value. Start from get_config() of configs/base.py."
@@ -102,11 +121,11 @@ def closest_field(name: str, known: Iterable[str]) -> str:
     return f"Did you mean --config.{closest[0]}?" if closest else "configs/base.py lists the fields."
 
 
-def _problems_of_fields(flat: dict[str, Any]) -> Iterator[str]:
-    for rule, is_allowed, names in FIELD_RULES:
-        for name in names:
-            if name in flat and not is_allowed(flat[name]):
-                yield f"config.{name}={flat[name]!r} must be {rule}."
+def _problems_of_fields(flat: dict[str, Any], own: dict[str, Field]) -> Iterator[str]:
+    names_of_choices = {f"{group}.name" for group in groups.CHOSEN}  # whether they exist is known already
+    for name, field in (groups.FIELDS | own).items():
+        if name in flat.keys() - names_of_choices and (problem := field.problem(f"config.{name}", flat[name])):
+            yield problem
 
 
 def _problems_of_model(flat: dict[str, Any]) -> list[str]:
@@ -119,74 +138,25 @@ def _problems_of_model(flat: dict[str, Any]) -> list[str]:
 
 
 def _problems_of_combinations(config: ConfigDict) -> Iterator[str]:
-    model, training, data = model_config(config), config.training, config.data
+    model, data = model_config(config), config.data
     if window_length(config) > model.max_length:
         yield (
             f"config.data.length={data.length} exceeds config.model.max_length={model.max_length}. "
             "Raise max_length or shorten the windows."
         )
-    evaluation = config.evaluation
-    if evaluation.hash_seed + evaluation.num_hash_seeds > 2**31:
-        yield (
-            f"config.evaluation.hash_seed={evaluation.hash_seed} and num_hash_seeds={evaluation.num_hash_seeds}: the "
-            f"last seed exceeds 2147483647. Lower one of them."
-        )
     if "float64" in (model.dtype, model.param_dtype) and not jax.config.read("jax_enable_x64"):
         yield "config.model.dtype or param_dtype='float64' needs the environment variable JAX_ENABLE_X64=1."
-    keep_every_steps, every_steps = config.checkpoint.keep_every_steps, config.checkpoint.every_steps
-    if keep_every_steps and keep_every_steps % every_steps:
-        yield (
-            f"config.checkpoint.keep_every_steps={keep_every_steps} is not a multiple of "
-            f"config.checkpoint.every_steps={every_steps}: no checkpoint would be there to keep. Change one of the two."
-        )
-    if training.batch_size % training.accumulation_steps:
-        yield (
-            f"config.training.batch_size={training.batch_size} is not a multiple of "
-            f"config.training.accumulation_steps={training.accumulation_steps}. Change one of the two."
-        )
-    sharded = {name: config.sharding[name] for name in ("data", "fsdp", "tensor")}
-    if list(sharded.values()).count(-1) > 1:
-        sizes = ", ".join(f"config.sharding.{name}={size}" for name, size in sharded.items())
-        yield f"{sizes}: at most one may be -1, the devices that remain."
-    yield from _problems_of_data(config)
+    classes: dict[str, type[Options]] = groups.OF_TRAINING | {
+        name: groups.chosen(config, name) for name in groups.CHOSEN
+    }
+    for name, options in classes.items():
+        yield from options.unchecked(config[name]).problems()
     yield from registry.problems(config, model, window_length(config))
-
-
-def _problems_of_data(config: ConfigDict) -> Iterator[str]:
-    data = config.data
-    if data.name == "text" and not data.path:
-        yield "config.data.path is empty. Name a file or a folder: --config.data.path=PATH."
-    if data.text_field and data.name != "text":
+    for name, value in groups.foreign(config).items():
+        group = name.partition(".")[0]
         yield (
-            f"config.data.text_field={data.text_field!r} is not read by config.data.name={data.name!r}. Leave it out, "
-            "or use configs/text.py."
-        )
-    yield from _problems_of_text(config)
-    if data.valid_fraction + data.test_fraction >= 1:
-        yield (
-            f"config.data.valid_fraction={data.valid_fraction} and config.data.test_fraction={data.test_fraction} "
-            "leave nothing to train on. Their sum must be below 1."
-        )
-
-
-def _problems_of_text(config: ConfigDict) -> Iterator[str]:
-    data, is_text = config.data, load.kind(config.data.name) == "text"
-    chosen = {"tokens": data.tokens != "bytes"}
-    chosen |= {name: data[name] for name in ("pack_documents", "separate_documents")}
-    for name in (name for name, is_chosen in chosen.items() if is_chosen and not is_text):
-        yield (
-            f"config.data.{name}={data[name]!r} is not read by config.data.name={data.name!r}. Leave it out, or use "
-            "configs/text.py."
-        )
-    if is_text and data.subwords and data.tokens == "bytes":
-        yield f"config.data.subwords={data.subwords!r} is not read by data.tokens='bytes'. Set data.tokens='subwords'."
-    for name in ("pack_documents", "separate_documents"):
-        if data[name] and config.task.name != "language":
-            yield f"config.data.{name}=True is for config.task.name='language', not {config.task.name!r}. Leave it out."
-    if data.separate_documents and config.model.attention_implementation != "plain":
-        yield (
-            "config.data.separate_documents=True needs config.model.attention_implementation='plain'; the fused kernel "
-            "does not keep documents apart."
+            f"config.{name}={value!r} is not read by config.{group}.name={config[group].name!r}. Leave it at "
+            f"{groups.FIELDS[name].default!r}, or choose from {', '.join(groups.readers(name))}."
         )
 
 
@@ -211,10 +181,16 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Returns {'group.field': (old value, new value)} for the fields that differ.
 
     A field that `old` lacks is no difference: it is younger than the run whose config that is. Nor is an automatic
-    choice that comes to the same.
+    choice that comes to the same, or another place of the file with a data set or task of one's own.
     """
-    old, new = (flatten(as_json(config)) | _resolve(config) for config in (old, new))
+    old, new = (flatten(as_json(config)) | _resolve(config) | _own_names(config) for config in (old, new))
     return {name: (value, new.get(name)) for name, value in sorted(old.items()) if value != new.get(name)}
+
+
+def _own_names(config: Config) -> dict[str, str]:
+    """Returns the names of the data set and the task that are the user's own, without the folders of their file."""
+    names = {group: config[group]["name"] for group in groups.CHOSEN if group in config}
+    return {f"{group}.name": Path(name).name for group, name in names.items() if own_code.is_reference(name)}
 
 
 def _resolve(config: Config) -> dict[str, Any]:
@@ -257,20 +233,44 @@ def read(workdir: str | Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or not {"model", "data"} <= stored.keys():
         raise ValueError(f"{path} is not the config of a training run. Name a workdir that train.py made.")
     stored["model"].setdefault("look_ahead", False)  # of runs that are older than the field
-    return stored
+    return without_foreign(stored)
+
+
+def without_foreign(stored: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored config without what its task and data set do not read; once, such fields could be set."""
+    try:
+        unread = groups.foreign(stored)
+    except (KeyError, ValueError):  # the class is gone: what is wrong is said where it is used
+        return stored
+    groups_left = {
+        group: {name: value for name, value in fields.items() if f"{group}.{name}" not in unread}
+        for group, fields in stored.items()
+        if group in groups.CHOSEN
+    }
+    return stored | groups_left
 
 
 def update(config: ConfigDict, stored: Config) -> ConfigDict:
     """Returns `config`, whose fields have types, with the values of a stored config.
 
     Raises:
-      ValueError: If the stored config has a field that `config` lacks, or a value of another type.
+      ValueError: If the stored config has a field that `config` lacks, or a value of another type. Options of the
+        user's own data set or task are added, whether or not its file is there.
     """
     for name, value in flatten(stored).items():
         group, _, field = name.rpartition(".")
         try:
             holder = config[group] if group else config
+            if group in groups.CHOSEN and own_code.is_reference(stored[group]["name"]):
+                _add(holder, field, value)
             holder[field] = tuple(value) if isinstance(value, list) else value
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"config.json: {name}={value!r} does not fit configs/base.py ({error}).") from error
     return config
+
+
+def _add(group: ConfigDict, field: str, value: Any) -> None:
+    """Adds a field that a group lacks, of the type of a value."""
+    if field not in group:
+        with group.unlocked():
+            group[field] = config_dict.placeholder(object) if value is None else value

@@ -1,17 +1,30 @@
-"""One update and one evaluation batch: pure functions of arrays."""
+"""One update and one evaluation batch, pure functions of arrays, and the update compiled for a mesh."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
+from reformer import sharding
+from reformer.compilation import compiler_options
 from reformer.models.language import Evaluated
-from reformer.training import frozen, occupancy
-from reformer.training.state import TrainState, split_seed
+from reformer.training import occupancy, settings
+from reformer.training.optimizer import make_optimizer, make_schedule
+from reformer.training.state import (
+    TrainState,
+    abstract,
+    init_state,
+    merge_frozen,
+    shardings_of,
+    split_frozen,
+    split_seed,
+)
 
 Batch = dict[str, jax.Array]  # named as the arguments of the model's `loss`, the examples on axis 0
 
@@ -46,7 +59,7 @@ def train_step(
       accumulation_steps: Micro-batches that the gradient is summed over, one after the other.
       seed: Of the run; every key follows from it and `state.step`.
       can_skip: An update with a number that is not finite changes nothing but the step; False saves the choice.
-      frozen_patterns: Of the parameters that stay as they are, as `frozen.split` has them.
+      frozen_patterns: Of the parameters that stay as they are, as `split_frozen` has them.
 
     Returns:
       The new state; scalars, of which `nats` and `weight` are sums over the batch, before the update; and
@@ -54,7 +67,7 @@ def train_step(
       is.
     """
     rngs = step_rngs(seed, state.step)
-    trained, others = frozen.split(state.params, frozen_patterns)
+    trained, others = split_frozen(state.params, frozen_patterns)
     gradients, nats, weight = accumulate_gradients(model, trained, batch, rngs, accumulation_steps, others)
     gradients = jax.tree.map(lambda gradient: gradient / weight.astype(gradient.dtype), gradients)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
@@ -68,7 +81,7 @@ def train_step(
         "learning_rate": schedule(state.step),
         "finite_gradients": jnp.isfinite(squares),
     }
-    params = frozen.merge(optax.apply_updates(trained, updates), others)
+    params = merge_frozen(optax.apply_updates(trained, updates), others)
     new = TrainState(state.step + 1, params, optimizer_state)
     if can_skip:
         is_good = jnp.isfinite(nats) & jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["update_norm"])
@@ -95,21 +108,21 @@ def accumulate_gradients(
         micro_rngs = {**rngs, "dropout": jax.random.fold_in(rngs["dropout"], index)}
         return jax.tree.map(jnp.add, sums, _gradients(model, params, micro_batch, micro_rngs, others)), None
 
-    micro_batches = jax.tree.map(lambda rows: _split_rows(rows, num_micro_batches), batch)
+    micro_batches = jax.tree.map(lambda examples: _split_examples(examples, num_micro_batches), batch)
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
     sums, _ = jax.lax.scan(add_micro_batch, zeros, (jnp.arange(num_micro_batches), micro_batches))
     return sums
 
 
-def _split_rows(rows: jax.Array, num_micro_batches: int) -> jax.Array:
-    # Every device keeps its own rows: a micro-batch takes each num_micro_batches-th row and not a block of rows.
-    return jnp.moveaxis(rows.reshape(-1, num_micro_batches, *rows.shape[1:]), 1, 0)
+def _split_examples(examples: jax.Array, num_micro_batches: int) -> jax.Array:
+    # Every device keeps its own examples: a micro-batch takes each num_micro_batches-th one and not a block of them.
+    return jnp.moveaxis(examples.reshape(-1, num_micro_batches, *examples.shape[1:]), 1, 0)
 
 
 def _gradients(model, params, batch, rngs, others):
     def nats_and_weight(params):
         arguments: dict[str, Any] = {**batch, "deterministic": False}
-        return model.apply({"params": frozen.merge(params, others)}, rngs=rngs, method="loss", **arguments)
+        return model.apply({"params": merge_frozen(params, others)}, rngs=rngs, method="loss", **arguments)
 
     (nats, weight), gradients = jax.value_and_grad(nats_and_weight, has_aux=True)(params)
     return gradients, nats, weight
@@ -128,3 +141,67 @@ def evaluation_step(
     arguments: dict[str, Any] = {**batch, "look": look}
     found: Any = model.apply({"params": params}, rngs=rngs, method="score", **arguments)
     return found._replace(seen=()), occupancy.by_depth(model.config, found.seen)
+
+
+class Programs(NamedTuple):
+    """What a run compiles.
+
+    Attributes:
+      init: Returns the state before the first update.
+      train_step: Takes a state, which it consumes, and a batch; returns the next state and the metrics.
+      target: Shapes, dtypes and shardings of the state.
+    """
+
+    init: Callable[[], TrainState]
+    train_step: jax.stages.Wrapped
+    target: TrainState
+
+
+class CompiledStep(NamedTuple):
+    """A compiled `Programs.train_step`.
+
+    Attributes:
+      call: Takes and returns what `train_step` does.
+      seconds: That compiling took.
+    """
+
+    call: jax.stages.Compiled
+    seconds: float
+
+
+def compile_step(programs: Programs, batch: Mapping[str, jax.ShapeDtypeStruct]) -> CompiledStep:
+    """Compiles the training step for batches like `batch`."""
+    began = time.monotonic()
+    compiled = programs.train_step.lower(programs.target, batch).compile()
+    return CompiledStep(compiled, time.monotonic() - began)
+
+
+def make_programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
+    """Returns the programs of a run; call it, and them, within `jax.set_mesh(mesh)`."""
+    schedule = make_schedule(config.optimizer, config.training.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    model = settings.make_model(config)
+    init = functools.partial(init_state, model, optimizer, config.seed, config.training.frozen)
+    update = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        accumulation_steps=config.training.accumulation_steps,
+        seed=config.seed,
+        can_skip=config.training.max_skipped_updates > 0,
+        frozen_patterns=config.training.frozen,
+    )
+    target = abstract(init, mesh)
+    state_places, everywhere = shardings_of(target), jax.NamedSharding(mesh, jax.P())
+    return Programs(
+        init=jax.jit(init, out_shardings=state_places),
+        train_step=jax.jit(
+            update,
+            donate_argnums=0,
+            in_shardings=(state_places, sharding.batch_sharding(mesh)),
+            out_shardings=(state_places, everywhere),
+            compiler_options=compiler_options(),
+        ),
+        target=target,
+    )

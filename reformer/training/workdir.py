@@ -1,4 +1,4 @@
-"""Whether a directory may be written to: it must be new, empty, or hold the same run."""
+"""The directory of a run: it must be new, empty, or hold the same run, and is that of one run at a time."""
 
 import contextlib
 import shlex
@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from reformer.data import load, text_tokens
 from reformer.data.source import Source, assets
-from reformer.training import agreement, disk, lock, settings
+from reformer.training import disk, distributed, manifest, settings
 from reformer.training.checkpoint import NAME as CHECKPOINTS
 from reformer.training.checkpoint import Checkpoints
+from reformer.training.state import TrainState
 
 CONFIG = "config.json"
 VOCABULARIES = (text_tokens.PIECES_FILE, text_tokens.TOKENIZER_FILE)
@@ -41,7 +42,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir={workdir} is a file. Name a directory.")
     # What a run leaves that was killed before its config was there.
-    beginnings = {f"{CONFIG}.tmp", lock.NAME, disk.PROBE}
+    beginnings = {f"{CONFIG}.tmp", disk.LOCK, disk.PROBE}
     if not workdir.exists() or not {path.name for path in workdir.iterdir()} - beginnings:
         return
     if not (workdir / CONFIG).exists():
@@ -98,7 +99,7 @@ def check_data(workdir: Path, data: Source) -> None:
 def with_own_vocabulary(workdir: Path, config: ConfigDict) -> ConfigDict:
     """Returns `config` with the subwords of a text that the run in `workdir` keeps, unless it names others now."""
     own = text_tokens.find(workdir)
-    if own is None or load.kind(config.data.name) != "text" or config.data.tokens != "subwords":
+    if own is None or load.kind(config.data.name) != "text" or config.data.get("tokens") != "subwords":
         return config
     if settings.read(workdir)["data"].get("subwords") != config.data.subwords:
         return config
@@ -110,7 +111,7 @@ def with_own_vocabulary(workdir: Path, config: ConfigDict) -> ConfigDict:
 def check_others(config: ConfigDict, data: Source) -> None:
     """Raises a ValueError, where it differs, unless config and data are those of process 0; paths may be others."""
     mine = settings.flatten(settings.as_json(config)) | {"the data": data.fingerprint}
-    its = agreement.on_process_0(lambda: mine)
+    its = distributed.on_process_0(lambda: mine)
     differing = sorted(name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
     differing = [name for name in differing if name not in PATHS]
     if differing:
@@ -148,7 +149,7 @@ def claimed(workdir: Path, config: ConfigDict, data: Source) -> Iterator[None]:
         def claim() -> None:
             disk.check_writable(workdir)
             with disk.explained(workdir):
-                stack.enter_context(lock.held(workdir))
+                stack.enter_context(disk.locked(workdir))
                 _check_again(workdir, config)
                 if not (workdir / CONFIG).exists():
                     settings.write(workdir / CONFIG, config)
@@ -156,10 +157,32 @@ def claimed(workdir: Path, config: ConfigDict, data: Source) -> Iterator[None]:
                     if not (workdir / name).is_file() or (workdir / name).read_bytes() != content:
                         disk.replace(workdir / name, content)
 
-        agreement.on_process_0(claim)
+        distributed.on_process_0(claim)
         yield
+
+
+def open_checkpoints(workdir: Path, group: ConfigDict, target: TrainState) -> Checkpoints:
+    """Returns the checkpoints of a run that writes some.
+
+    Args:
+      workdir: Exists.
+      group: The `checkpoint` group of the config.
+      target: Shapes and dtypes of the state.
+
+    Raises:
+      OSError: If there is no room for them, or if there are some and none is intact.
+    """
+
+    def check() -> None:
+        # The latest, the best, and the one that is being written, less those that are there already.
+        num_more = group.keep_latest + 2 - len(manifest.steps_in(workdir / CHECKPOINTS))
+        state = (target.params, target.optimizer)
+        disk.check_space(workdir, state, max(num_more, 1), manifest.bytes_of_leftovers(workdir / CHECKPOINTS))
+
+    distributed.on_process_0(check)
+    return Checkpoints(workdir, group.keep_latest, group.keep_every_steps)
 
 
 def keep_config(workdir: Path, config: ConfigDict) -> None:
     """Writes the config of the steps that are to be trained now, on process 0."""
-    agreement.on_process_0(lambda: settings.write(workdir / CONFIG, config))
+    distributed.on_process_0(lambda: settings.write(workdir / CONFIG, config))

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
@@ -65,23 +66,38 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files in the folder `events` of the workdir."""
+    """Event files in the folder `events` of the workdir, each beside those of earlier starts.
+
+    The thread that asks for it writes. tensorboardX's `SummaryWriter` has a thread of its own: a full disk ends that
+    thread and not the run, which then waits for ever as soon as the queue of the thread is full; here it is an OSError
+    where it happens.
+    """
 
     def __init__(self, opening: Opening):
-        """Opens a new one."""
-        from reformer.training.events import EventFile  # protocol buffers: only who writes needs them
+        """Opens a new one, and says that the events of earlier files after the resumed step do not count.
 
-        self._events = EventFile(opening.workdir / "events", purge_step=opening.resumed_step + 1)
+        TensorBoard reads the files in the order of their names, which otherwise begin with the time: clocks differ.
+        """
+        from tensorboardX import event_file_writer, summary  # protocol buffers: only who writes needs them
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event, self._scalar = Event, summary.scalar
+        directory = opening.workdir / "events"
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = event_file_writer.EventsWriter(str(directory / f"{len(list(directory.iterdir())):05d}"))
+        start = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(step=opening.resumed_step + 1, session_log=start))
 
     def write(self, record: Record) -> None:
         """As `Writer` has it."""
         for name, value in numbers(record).items():
-            self._events.add_scalar(name, value, record["step"])
-        self._events.flush()
+            point = self._scalar(name, value)
+            self._file.write_event(self._event(wall_time=time.time(), step=record["step"], summary=point))
+        self._file.flush()  # so that a kill does not lose it
 
     def close(self) -> None:
         """As `Writer` has it."""
-        self._events.close()
+        self._file.close()
 
 
 class Service:

@@ -10,7 +10,7 @@ from PIL import Image
 from configs import base
 from reformer import num_buckets
 from reformer.commands import generate, generation, painting
-from reformer.data import images, text
+from reformer.data import images, load, text
 from reformer.training import settings
 from tests.training.runs import save_untrained
 
@@ -120,7 +120,7 @@ def test_completions_are_named_beside_what_is_given():
 def test_given_images_are_spread_over_the_validation_split(image_run, make_config):
     config = make_config()
     config.data.update(name="images", path=str(image_run.parent / "data"))
-    data = images.load(config.data, 48)
+    data = load.load(config.data, 48)
     given = painting.read_given([], config.data, 3, 48)
     np.testing.assert_array_equal(given, [data.example("valid", i, 48).targets for i in range(3)])
 

@@ -10,7 +10,7 @@ from configs import base
 from reformer.commands import translate, translation
 from reformer.data import subwords
 from reformer.decoding import beam
-from reformer.layers.attention import num_buckets
+from reformer.layers.kinds import num_buckets
 from reformer.training import checkpoint, evaluation, settings
 from tests.training import runs
 

@@ -1,13 +1,12 @@
 """The duplication task: what a sequence is, what counts, and what is refused."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from reformer.data import duplication, source
+from reformer.data import source
+from reformer.data.duplication import Duplication
 
-DATA = duplication.load(SimpleNamespace(num_symbols=5), 16)
+DATA = Duplication(num_symbols=5).load(16)
 
 
 def test_the_second_half_repeats_the_first_and_only_its_word_counts():
@@ -30,16 +29,16 @@ def test_held_out_words_are_the_same_in_every_run_and_differ_between_splits():
 
 
 def test_ids_are_the_marker_the_symbols_and_the_begin_id():
-    assert duplication.vocab_size(SimpleNamespace(num_symbols=127)) == 129
+    assert Duplication(num_symbols=127).vocab_size == 129
     assert DATA.begin_id == 6
 
 
 @pytest.mark.parametrize("length", [2, 3, 65])
 def test_lengths_without_a_word_are_refused(length):
     with pytest.raises(ValueError, match=f"length={length} cannot hold a marker and a word twice"):
-        duplication.load(SimpleNamespace(num_symbols=5), length)
+        Duplication(num_symbols=5).load(length)
 
 
 def test_too_few_symbols_are_refused():
-    with pytest.raises(ValueError, match=r"num_symbols=1 must be at least 2"):
-        duplication.load(SimpleNamespace(num_symbols=1), 16)
+    with pytest.raises(ValueError, match=r"config.data.num_symbols=1 must be an integer of at least 2"):
+        Duplication(num_symbols=1)

@@ -6,7 +6,6 @@ import importlib
 import threading
 import urllib.error
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,15 +67,7 @@ def _assert_usual_split(splits):
 @pytest.mark.parametrize("kind", ["raw", "zip", "gz"])
 def test_local_copy_is_split_and_mapped(tmp_path, kind):
     path = _write_copy(tmp_path, kind, CONTENT)
-    config = SimpleNamespace(
-        name="enwik8",
-        path=str(path),
-        cache_dir=str(tmp_path / "cache"),
-        valid_fraction=0.1,
-        test_fraction=0.0,
-        repeat_distance=64,
-    )
-    data = text.load(config)
+    data = text.Enwik8(path=str(path), cache_dir=str(tmp_path / "cache"), repeat_distance=64).load(8)
     _assert_usual_split((data.train, data.valid, data.test))
     assert isinstance(data.train, np.memmap)
     assert {file.name for file in (tmp_path / "cache").iterdir()} == {"enwik8.bin", "preparing.lock"}

@@ -1,7 +1,6 @@
 """The walk of a folder: links are followed, and it ends."""
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,11 +25,6 @@ def _write_images(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / name)
-
-
-def _config(root, **changes):
-    fields = {"path": str(root), "valid_fraction": 0.2, "test_fraction": 0.0, "skip_bad_images": False}
-    return SimpleNamespace(**(fields | {"random_flip": False, "crop_padding": 0} | changes))
 
 
 def test_links_to_files_and_folders_are_followed_by_their_names(tmp_path):
@@ -76,11 +70,25 @@ def test_text_behind_links_is_read(tmp_path):
     assert sorted(read) == sorted(b"%d.txt" % i for i in range(20))
 
 
+def test_a_file_with_two_names_is_read_once_by_the_one_that_is_no_link(tmp_path):
+    root = _write(tmp_path / "root", "b/one", "two")
+    _write(tmp_path / "elsewhere", "three")
+    _link(root / "a", root / "b")
+    _link(root / "also_two", root / "two")
+    _link(root / "c", tmp_path / "elsewhere")
+    _link(root / "d", tmp_path / "elsewhere")
+    sizes = documents.with_content(root, folders.file_sizes(root))
+    assert sizes == {"b/one": 5, "two": 3, "c/three": 5}
+    assert documents.read_path(str(root), 0.2, 0.1)[0].endswith("root, 3 files")
+
+
 def test_linked_folders_are_labels_of_text(tmp_path):
     for label in "ab":
         _write(tmp_path / "elsewhere" / label, *map(str, range(10)))
         _link(tmp_path / "root" / f"linked_{label}", tmp_path / "elsewhere" / label)
-    data = packages.load(_config(tmp_path / "root", examples_per_label=2))
+    data = packages.Packages(
+        path=str(tmp_path / "root"), valid_fraction=0.2, test_fraction=0.0, examples_per_label=2
+    ).load(8)
     assert data.labels == ("linked_a", "linked_b")
 
 
@@ -91,10 +99,10 @@ def test_linked_splits_and_labels_of_images_are_read(tmp_path, linked):
     _write_images(root, *names)
     (root / linked).rename(tmp_path / "elsewhere")
     _link(root / linked, tmp_path / "elsewhere")
-    data = labelled_images.load(_config(root, name="labelled_images"), 192)
+    data = labelled_images.LabelledImageFiles(path=str(root), valid_fraction=0.2, test_fraction=0.0).load(192)
     assert (data.train.labels.tolist(), data.valid.labels.tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
     assert data.label_names == ["ant", "bee"]
-    found = images.find(_config(root))
+    found = images.find(str(root), (0.2, 0.0))
     assert sorted(name for files in found.values() for name, _ in files.named) == sorted(str(root / n) for n in names)
 
 

@@ -5,13 +5,12 @@ import importlib
 import io
 import pickle
 import tarfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from reformer.data import image_files, imagenet64, images, source
+from reformer.data import image_files, imagenet64, images, load, source
 
 SIDE, LENGTH = 8, 8 * 8 * 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, SIDE, SIDE, 3), np.uint8)
@@ -47,7 +46,7 @@ def cache(tmp_path):
 
 def _load(cache, path="", **changes):
     fields = {"name": "imagenet64", "valid_fraction": 0.1, "test_fraction": 0.1, "skip_bad_images": False}
-    return images.load(SimpleNamespace(path=str(path), cache_dir=str(cache), **(fields | changes)), LENGTH)
+    return load.load({"path": str(path), "cache_dir": str(cache)} | fields | changes, LENGTH)
 
 
 def _assert_whole(data):

@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from reformer.commands import command_line
-from reformer.data import documents, json_lines, text
+from reformer.data import documents, json_lines, load
 from reformer.training import settings
 
 TEXTS = [f"document {i}\nof two lines, ä" for i in range(60)]
@@ -95,7 +95,7 @@ def _config(path, name="text"):
 
 def test_a_config_names_the_field(tmp_path):
     config = _config(_write(tmp_path / "all.jsonl", TEXTS, "body"))
-    data = text.load(config.data)
+    data = load.load(config.data, 8)
     assert sum(len(_contents(split)) for split in (data.train, data.valid, data.test)) == 60
 
 

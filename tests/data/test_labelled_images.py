@@ -1,13 +1,12 @@
 """Labelled images of folders, archives and a package: labels stay with their images, and training images vary."""
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from reformer.data import labelled_images, source
+from reformer.data import load, source
 from reformer.data.labelled_images import Augmentation, LabelledImage, LabelledImages, Split
 
 SIDE, LENGTH = 8, 8 * 8 * 3
@@ -46,7 +45,7 @@ def _write_archive(path, labels, **changes):
 def _load(path, length=LENGTH, **changes):
     fields = {"name": "labelled_images", "valid_fraction": 0.2, "test_fraction": 0.0, "skip_bad_images": False}
     fields |= {"random_flip": False, "crop_padding": 0}
-    return labelled_images.load(SimpleNamespace(path=str(path), **(fields | changes)), length)
+    return load.load({"path": str(path)} | fields | changes, length)
 
 
 def _data(augmentation=UNCHANGED, num_train=6):

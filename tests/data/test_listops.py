@@ -1,14 +1,12 @@
 """ListOps: expressions, their values, and the rows that a classifier takes."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from reformer.data import listops, source
 
 LENGTH = 200
-DATA = listops.load(SimpleNamespace(), LENGTH)
+DATA = listops.ListOps().load(LENGTH)
 
 
 def _parse(tokens):
@@ -62,7 +60,7 @@ def test_rows_of_training_and_evaluation_are_padded_and_masked():
 
 
 def test_the_published_length_has_the_published_bounds():
-    data = listops.load(SimpleNamespace(), 2000)
+    data = listops.ListOps().load(2000)
     assert (data.shortest, data.length) == (500, 2000)
     assert 500 <= len(data.example("valid", 0, 2000).tokens) <= 2000
 
@@ -75,4 +73,4 @@ def test_held_out_expressions_are_the_same_in_every_run_and_differ_between_split
 
 def test_a_length_without_an_expression_is_refused():
     with pytest.raises(ValueError, match="length=3 holds no expression"):
-        listops.load(SimpleNamespace(), 3)
+        listops.ListOps().load(3)

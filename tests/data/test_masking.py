@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reformer.data import source, text
-from reformer.data.duplication import DuplicationData
+from reformer.data.duplication import Duplication
 from reformer.data.masking import Masked
 
 LENGTH = 200
@@ -91,9 +91,9 @@ def test_at_least_one_token_is_hidden_and_all_can_be():
 
 
 def test_only_tokens_that_count_in_the_source_are_hidden():
-    example = Masked(DuplicationData(5), 0.5).example("valid", 0, 12)
+    example = Masked(Duplication(num_symbols=5), 0.5).example("valid", 0, 12)
     assert example.weights[:7].sum() == 0 and example.weights[7:].sum() == 2
-    assert example.tokens.max() <= DuplicationData(5).mask_id == 7
+    assert example.tokens.max() <= Duplication(num_symbols=5).mask_id == 7
 
 
 def test_the_shares_may_be_others():
@@ -115,7 +115,7 @@ def test_bytes_that_their_neighbours_tell_cost_nearly_nothing():
 
 
 def test_other_tokens_than_bytes_have_no_counts_of_neighbours():
-    assert Masked(DuplicationData(5)).baselines("valid", 8, 10).keys() == {"frequencies"}
+    assert Masked(Duplication(num_symbols=5)).baselines("valid", 8, 10).keys() == {"frequencies"}
 
 
 def test_it_is_a_source_with_the_fingerprint_of_what_it_hides():

@@ -1,11 +1,10 @@
 """Labelled windows: which label, how many, from which files."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from reformer.data import documents, packages, source
+from reformer.data import documents, source
+from reformer.data.packages import Packages
 
 FRACTIONS = (0.2, 0.2)
 
@@ -25,12 +24,12 @@ def folder(tmp_path_factory):
 def _config(path, **changes):
     valid_fraction, test_fraction = FRACTIONS
     fields = {"path": str(path), "examples_per_label": 5, "valid_fraction": valid_fraction}
-    return SimpleNamespace(**(fields | {"test_fraction": test_fraction} | changes))
+    return Packages(**(fields | {"test_fraction": test_fraction} | changes))
 
 
 @pytest.fixture(scope="module")
 def data(folder):
-    return packages.load(_config(folder))
+    return _config(folder).load(8)
 
 
 def test_folders_are_labels_in_the_order_of_their_names(data):
@@ -78,7 +77,7 @@ def test_not_more_than_a_hundred_windows_of_a_label_are_evaluated(tmp_path):
         (tmp_path / name).mkdir()
         for number in range(10):
             (tmp_path / name / str(number)).write_bytes(bytes(range(1, 251)) * 4)
-    data = packages.load(_config(tmp_path))
+    data = _config(tmp_path).load(8)
     windows = [data.example("valid", i, 2) for i in range(data.num_examples("valid", 2))]
     assert np.bincount([example.label for example in windows]).max() == 100
 
@@ -102,12 +101,12 @@ def test_guessing_costs_the_logarithm_of_the_number_of_labels(data):
 
 
 def test_the_fingerprint_changes_with_the_content(folder, data, tmp_path):
-    assert packages.load(_config(folder)).fingerprint == data.fingerprint
-    assert packages.load(_config(folder, examples_per_label=6)).fingerprint != data.fingerprint
+    assert _config(folder).load(8).fingerprint == data.fingerprint
+    assert _config(folder, examples_per_label=6).load(8).fingerprint != data.fingerprint
 
 
 def test_the_twenty_largest_packages_of_the_standard_library_are_the_labels():
-    data = packages.load(_config("", examples_per_label=50, valid_fraction=0.1, test_fraction=0.1))
+    data = _config("", examples_per_label=50, valid_fraction=0.1, test_fraction=0.1).load(8)
     assert len(data.labels) == 20 and {"asyncio", "email", "encodings"} < set(data.labels)
     assert data.num_examples("train", 256) == 1000 and data.num_examples("valid", 256) > 300
 
@@ -122,7 +121,7 @@ def test_the_twenty_largest_packages_of_the_standard_library_are_the_labels():
 )
 def test_a_folder_without_labels_is_refused(folder, path, message):
     with pytest.raises(ValueError, match=message):
-        packages.load(_config(path.format(root=folder)))
+        _config(path.format(root=folder)).load(8)
 
 
 def test_windows_longer_than_a_folder_are_refused_with_its_name(data):

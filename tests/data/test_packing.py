@@ -1,7 +1,6 @@
 """Documents packed into windows, and kept apart in them."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from reformer import ReformerLM
-from reformer.data import packing, source, text
+from reformer.data import load, packing, source, text
 from tests.small_models import SMALL, init
 
 LENGTH = 32
@@ -128,21 +127,9 @@ def test_the_fused_kernel_is_refused():
 
 def test_short_documents_of_subwords_tell_their_bytes(tmp_path):
     (tmp_path / "lines.jsonl").write_text("".join(f'{{"t": "the tree {i} in the wind"}}\n' for i in range(200)))
-    config = SimpleNamespace(
-        name="text",
-        path=str(tmp_path),
-        cache_dir=str(tmp_path / "cache"),
-        valid_fraction=0.1,
-        test_fraction=0.1,
-        repeat_distance=128,
-        text_field="t",
-        tokens="subwords",
-        subwords="",
-        num_subwords=290,
-        pack_documents=True,
-        separate_documents=True,
-    )
-    data = text.load(config, LENGTH)
+    fields = {"name": "text", "path": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "text_field": "t"}
+    fields |= {"valid_fraction": 0.1, "test_fraction": 0.1, "tokens": "subwords", "num_subwords": 290}
+    data = load.load(fields | {"pack_documents": True, "separate_documents": True}, LENGTH)
     batches = source.evaluation_batches(data, "valid", length=LENGTH, batch_size=4)
     assert sum(batch["num_bytes"].sum() for batch in batches) == len(data.text.texts["valid"]) + 1  # the last separator
     assert set(data.assets) == {"subwords.model"} and data.unit == "token"

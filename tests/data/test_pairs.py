@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from reformer.data import pair_files, pairs, source, subwords
+from reformer.data import load as data_sets
+from reformer.data import pair_files, source, subwords
 
 WORDS = [("dog", "Hund"), ("man", "Mann"), ("park", "Park"), ("tree", "Baum"), ("red", "rot"), ("runs", "rennt")]
 # Every fifth is twice as long.
@@ -47,7 +47,7 @@ def load(cache, prefix):
     def load(length=LENGTH, path=prefix, source_length=None, **changes):
         fields = {"name": "pairs", "path": str(path), "cache_dir": str(cache), "valid_fraction": 0.1}
         fields |= {"test_fraction": 0.1, "source_language": "en", "target_language": "de", "subwords": "", "join": 1}
-        found = pairs.load(SimpleNamespace(**(fields | {"num_subwords": NUM_SUBWORDS} | changes)), length)
+        found = data_sets.load(fields | {"num_subwords": NUM_SUBWORDS} | changes, length)
         return dataclasses.replace(found, source_length=source_length or length)
 
     return load

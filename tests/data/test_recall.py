@@ -1,13 +1,11 @@
 """Associative recall: what a sequence is, what counts, and what is refused."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from reformer.data import recall, source
 
-DATA = recall.load(SimpleNamespace(num_symbols=50), 64)
+DATA = recall.Recall(num_symbols=50).load(64)
 
 
 def test_a_key_is_always_followed_by_its_value_and_counts_from_its_second_time_on():
@@ -36,16 +34,16 @@ def test_held_out_sequences_are_the_same_in_every_run_and_differ_between_splits(
 
 
 def test_ids_are_keys_values_and_the_begin_id():
-    assert recall.vocab_size(SimpleNamespace(num_symbols=50)) == 101
+    assert recall.Recall(num_symbols=50).vocab_size == 101
     assert DATA.begin_id == 100
 
 
 @pytest.mark.parametrize("length", [6, 65])
 def test_lengths_without_pairs_are_refused(length):
     with pytest.raises(ValueError, match=f"length={length} cannot hold pairs"):
-        recall.load(SimpleNamespace(num_symbols=50), length)
+        recall.Recall(num_symbols=50).load(length)
 
 
 def test_fewer_symbols_than_keys_are_refused():
     with pytest.raises(ValueError, match="num_symbols=7 are fewer than the 8 keys of a sequence of 64 tokens"):
-        recall.load(SimpleNamespace(num_symbols=7), 64)
+        recall.Recall(num_symbols=7).load(64)

@@ -1,7 +1,6 @@
 """Batches to train on and to evaluate on, and which data a config names."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,4 +125,4 @@ def test_some_examples_are_spread_evenly_over_the_split(max_examples, chosen):
 
 def test_an_unknown_name_of_data_is_refused():
     with pytest.raises(ValueError, match=r"data\.name='wikipedia' must be one of stdlib, enwik8, text"):
-        load.load(SimpleNamespace(name="wikipedia"), 8)
+        load.load({"name": "wikipedia"}, 8)

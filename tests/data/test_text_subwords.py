@@ -1,7 +1,5 @@
 """Text as subwords: learned and read, restored byte for byte, and evaluated per byte."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -18,15 +16,10 @@ def _config(path, **changes):
         "cache_dir": str(path.parent / "cache"),
         "valid_fraction": 0.1,
         "test_fraction": 0.1,
-        "repeat_distance": 128,
-        "text_field": "",
         "tokens": "subwords",
-        "subwords": "",
         "num_subwords": 300,
-        "pack_documents": False,
-        "separate_documents": False,
     }
-    return SimpleNamespace(**(defaults | changes))
+    return defaults | changes
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +129,11 @@ def test_wrong_files_are_named(tmp_path, learned):
 
 def test_the_ids_that_a_text_needs_are_known_before_it_is_read(tmp_path, learned):
     path = tmp_path / "words.txt"
-    assert text.vocab_size(_config(path)) == 303
-    assert text.vocab_size(_config(path, subwords=str(_write(tmp_path / "m", learned.vocabulary.content)))) == 303
-    assert text.vocab_size(_config(path, subwords="gone.model")) == 0  # a run may have its own copy
-    assert text.vocab_size(_config(path, tokens="bytes")) == text.VOCAB_SIZE
+
+    def vocab_size(**changes):
+        return text.TextFiles.read(_config(path, **changes)).vocab_size
+
+    assert vocab_size() == 303
+    assert vocab_size(subwords=str(_write(tmp_path / "m", learned.vocabulary.content))) == 303
+    assert vocab_size(subwords="gone.model") == 0  # a run may have its own copy
+    assert vocab_size(tokens="bytes") == text.VOCAB_SIZE

@@ -3,7 +3,6 @@
 import importlib
 import io
 import tarfile
-from types import SimpleNamespace
 
 import pytest
 
@@ -74,9 +73,7 @@ def test_prepared_texts_are_used_without_the_archives_in_both_directions(cache, 
 
 
 def test_they_are_data_of_the_translation_task(cache):
-    config = SimpleNamespace(name="wmt14_ende", path="", cache_dir=str(cache), subwords="", num_subwords=290, join=1)
-    config.source_language, config.target_language = "en", "de"
-    data = pairs.load(config, 32)
+    data = pairs.WMT14(cache_dir=str(cache), num_subwords=290).load(32)
     assert data.description.startswith("WMT14 en-de: 40 train, 1 valid, 1 test pairs; 290 subwords")
 
 

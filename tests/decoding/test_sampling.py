@@ -10,8 +10,7 @@ import pytest
 
 from reformer import ReformerConfig, ReformerLM, decoding
 from reformer.decoding.sampling import Sampling
-from reformer.layers.attention import fix_num_buckets
-from reformer.layers.cached import plan_cache
+from reformer.layers.kinds import KINDS, fix_num_buckets
 from reformer.ops.hashing import hash_vectors
 from reformer.ops.sampling import keep_top_k, keep_top_p
 from tests import small_models as models
@@ -123,12 +122,12 @@ def test_logits_of_lsh_layers_equal_those_of_the_whole_sequence_where_one_chunk_
 @pytest.mark.parametrize(("max_length", "capacity"), [(20, 21), (1024, 20), (1024, 32), (32, 33)])
 def test_a_sequence_in_one_chunk_needs_no_table_of_buckets(max_length, capacity):
     config = make(max_length=max_length, lsh_chunk_length=32, num_buckets=4)
-    assert plan_cache(config, "lsh", capacity).table is None
-    assert plan_cache(dataclasses.replace(config, max_length=1024), "lsh", 33).table is not None
+    assert KINDS["lsh"].cache(config, capacity).table is None
+    assert KINDS["lsh"].cache(dataclasses.replace(config, max_length=1024), 33).table is not None
 
 
 def assert_every_bucket_fits_into_the_window(config):
-    def look(i, arrays, plan, context):
+    def look(i, arrays, plan, given):
         return arrays.query
 
     tokens, of_layers = models.tokens(config, batch=3), rotations(config)

@@ -8,7 +8,7 @@ from reformer.config import ReformerConfig
 from reformer.inspection import pictures
 from reformer.inspection.attention import Coverage
 from reformer.inspection.measure import Layer, Sorting
-from reformer.layers.attention import plan_attention
+from reformer.layers.kinds import KINDS
 
 LENGTH, NUM_BUCKETS = 64, 8
 CONFIG = ReformerConfig(max_length=LENGTH, lsh_chunk_length=8, local_chunk_length=8)
@@ -24,7 +24,7 @@ def make_layer(depth, kind="lsh"):
         depth=depth,
         kind=kind,
         num_tokens=LENGTH,
-        plan=plan_attention(CONFIG, kind, LENGTH, False),
+        plan=KINDS[kind].plan(CONFIG, LENGTH, False),
         sorting=Sorting(buckets, np.argsort(buckets, kind="stable"), NUM_BUCKETS) if kind == "lsh" else None,
         picture=weights,
         counts=(1, 2, 4),

@@ -10,32 +10,33 @@ import pytest
 
 from reformer.inspection import attention
 from reformer.ops.attention import sort_by_hash
-from reformer.ops.masking import Rule
-from reformer.ops.plan import Arrays, Context, Order, chunked_plan, full_plan
+from reformer.ops.masking import Rule, Window
+from reformer.ops.plan import Arrays, Given, Order
+from reformer.ops.planned import chunked_plan, full_plan
 from tests import references
 from tests.ops.cases import CHUNK, FACTORS, Case, make_inputs, window
 
 COUNTS = (1, 2, 3)
-NEAR = attention.Near(4, 1, 0)
+NEAR = Window(4, 1, 0)
 TOLERANCE = references.VALUE_TOLERANCE["float32"]
 
 
 def row(kind, case):
-    """Plan, arrays and context of the first head of the first example, and the inputs they are from."""
+    """Plan, arrays and what is given of the first head of the first example, and the inputs they are from."""
     inputs = make_inputs(case)
     arrays = Arrays(inputs.query, None if case.shared else inputs.key, inputs.value)
     arrays = jax.tree.map(lambda x: x[0, :, 0], arrays)
     window = {"before": case.before, "after": case.after, "looks_ahead": case.looks_ahead}
     rule = Rule(case.causal, case.shared, **({} if kind == "full" else window))
     if kind == "full":
-        return full_plan(case.length, rule._replace(looks_ahead=case.looks_ahead)), arrays, Context(), inputs
+        return full_plan(case.length, rule._replace(looks_ahead=case.looks_ahead)), arrays, Given(), inputs
     plan = chunked_plan(case.length, CHUNK, rule, case.correct_duplicates)
     order = None
     if kind == "lsh":
         heads_first = jnp.swapaxes(inputs.query, 1, 2)
         order = sort_by_hash(heads_first, inputs.rotations, FACTORS, keep_buckets=case.within_bucket)
         order = jax.tree.map(lambda x: x[0, 0], order)
-    return plan, arrays, Context(order=order), inputs
+    return plan, arrays, Given(order=order), inputs
 
 
 def dense_weights(kind, case, inputs):
@@ -46,9 +47,9 @@ def dense_weights(kind, case, inputs):
     return np.asarray(attend(inputs.query, key, window(kind, case, inputs))[0, 0].sum(0))
 
 
-def picture(plan, arrays, context, num_tokens, num_pixels):
+def picture(plan, arrays, given, num_tokens, num_pixels):
     draw = jax.jit(attention.picture, static_argnums=(0, 3, 4))
-    return np.asarray(draw(plan, arrays, context, num_tokens, num_pixels))
+    return np.asarray(draw(plan, arrays, given, num_tokens, num_pixels))
 
 
 KINDS = [
@@ -67,27 +68,27 @@ KINDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "case"), KINDS)
 def test_a_picture_with_a_pixel_per_token_holds_the_weights_of_the_dense_reference(kind, case):
-    plan, arrays, context, inputs = row(kind, case)
-    actual = picture(plan, arrays, context, case.length, case.length)
+    plan, arrays, given, inputs = row(kind, case)
+    actual = picture(plan, arrays, given, case.length, case.length)
     references.assert_close(actual, dense_weights(kind, case, inputs), TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["full", "local", "lsh"])
 def test_a_coarse_picture_sums_the_weights_over_its_pixels(kind):
     case = Case(dtype="float32", rounds=2 if kind == "lsh" else 0)
-    plan, arrays, context, inputs = row(kind, case)
+    plan, arrays, given, inputs = row(kind, case)
     pixel = np.arange(case.length) * 7 // case.length
     is_in = (pixel[:, None] == np.arange(7)).astype(np.float32)
-    actual = picture(plan, arrays, context, case.length, 7)
+    actual = picture(plan, arrays, given, case.length, 7)
     references.assert_close(actual, is_in.T @ dense_weights(kind, case, inputs) @ is_in, TOLERANCE)
     references.assert_close(actual.sum(1), np.bincount(pixel).astype(np.float32), TOLERANCE)
 
 
 def test_padding_is_left_out_of_a_picture():
     case = Case(dtype="float32")
-    plan, arrays, context, _ = row("lsh", case)
+    plan, arrays, given, _ = row("lsh", case)
     mask = jnp.arange(case.length) < 30
-    actual = picture(plan, arrays, context._replace(mask=mask), 30, 30)
+    actual = picture(plan, arrays, given._replace(mask=mask), 30, 30)
     references.assert_close(actual.sum(1), np.ones(30, np.float32), TOLERANCE)
 
 
@@ -95,15 +96,15 @@ def test_a_picture_of_a_long_input_needs_memory_for_its_length_not_for_its_squar
     length = 16_384
     plan = chunked_plan(length, 64, Rule(True, True, before=1))
     arrays = Arrays(jax.ShapeDtypeStruct((length, 8), jnp.float32), None, None)
-    context = Context(order=Order(jax.ShapeDtypeStruct((2, length), jnp.int32)))
+    given = Given(order=Order(jax.ShapeDtypeStruct((2, length), jnp.int32)))
     draw = jax.jit(attention.picture, static_argnums=(0, 3, 4))
-    memory = draw.lower(plan, arrays, context, length, 512).compile().memory_analysis()
+    memory = draw.lower(plan, arrays, given, length, 512).compile().memory_analysis()
     assert memory.temp_size_in_bytes < length**2 / 4
 
 
-def measure(plan, arrays, context, queries, counts=COUNTS):
+def measure(plan, arrays, given, queries, counts=COUNTS):
     run = jax.jit(attention.coverage, static_argnums=(0, 3, 5))
-    return jax.tree.map(np.asarray, run(plan, arrays, context, counts, jnp.asarray(queries), NEAR))
+    return jax.tree.map(np.asarray, run(plan, arrays, given, counts, jnp.asarray(queries), NEAR))
 
 
 def dense_coverage(kind, case, inputs, queries):
@@ -111,7 +112,7 @@ def dense_coverage(kind, case, inputs, queries):
     key = None if case.shared else inputs.key
     options = {"causal": case.causal, "looks_ahead": case.looks_ahead}
     attend = jax.jit(partial(references.attention_weights, **options))
-    weights = np.asarray(attend(inputs.query, key, references.full_window(case.length))[0, 0, 0], np.float64)[queries]
+    weights = np.asarray(attend(inputs.query, key, window("full", case, inputs))[0, 0, 0], np.float64)[queries]
     in_window = np.asarray(window(kind, case, inputs))[0, 0]
     can_see = weights > 0
     chunks = np.arange(case.length) // 4
@@ -141,9 +142,9 @@ def dense_coverage(kind, case, inputs, queries):
     ],
 )
 def test_coverage_is_the_share_of_dense_full_attention_on_the_keys_that_are_seen(kind, case):
-    plan, arrays, context, inputs = row(kind, case)
+    plan, arrays, given, inputs = row(kind, case)
     queries = np.arange(1, case.length, 3)
-    actual = measure(plan, arrays, context, queries)
+    actual = measure(plan, arrays, given, queries)
     seen, random, far_seen, far_random, near, num_effective_keys = dense_coverage(kind, case, inputs, queries)
     references.assert_close(actual.seen, np.array(seen), TOLERANCE)
     references.assert_close(actual.random, np.array(random), TOLERANCE)
@@ -155,8 +156,8 @@ def test_coverage_is_the_share_of_dense_full_attention_on_the_keys_that_are_seen
 
 def test_coverage_never_falls_with_more_rounds():
     case = Case(dtype="float32", rounds=4, length=64, before=0)
-    plan, arrays, context, _ = row("lsh", case)
-    actual = measure(plan, arrays, context, np.arange(case.length), (1, 2, 3, 4))
+    plan, arrays, given, _ = row("lsh", case)
+    actual = measure(plan, arrays, given, np.arange(case.length), (1, 2, 3, 4))
     for shares in (actual.seen, actual.local, actual.random):
         assert np.all(np.diff(shares) > -1e-6) and shares[-1] > shares[0]
 
@@ -175,6 +176,6 @@ def test_a_full_layer_covers_everything():
 
 
 def test_equal_scores_make_all_keys_effective():
-    plan, arrays, context, _ = row("full", Case(dtype="float32", rounds=0, shared=False))
-    actual = measure(plan, jax.tree.map(jnp.zeros_like, arrays), context, np.array([19]))
+    plan, arrays, given, _ = row("full", Case(dtype="float32", rounds=0, shared=False))
+    actual = measure(plan, jax.tree.map(jnp.zeros_like, arrays), given, np.array([19]))
     assert math.isclose(actual.num_effective_keys, 20, rel_tol=1e-5)

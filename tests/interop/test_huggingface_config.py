@@ -15,6 +15,7 @@ from reformer.interop.huggingface_config import (
     language_model,
     read_fields,
 )
+from reformer.layers.kinds import KINDS
 
 MINIMAL = {"model_type": "reformer"}
 EXPRESSIBLE = ReformerConfig(semantics="huggingface", dropout_rate=0.1, attention_dropout_rate=0.2)
@@ -121,8 +122,8 @@ def test_configurations_survive_the_way_there_and_back(changes):
     config = dataclasses.replace(EXPRESSIBLE, **changes)
     resolved = dataclasses.replace(
         config,
-        attention_dropout_rate=config.attention_weights_dropout_rate("local"),
-        lsh_attention_dropout_rate=config.attention_weights_dropout_rate("lsh"),
+        attention_dropout_rate=config.attention_weights_dropout_rate,
+        lsh_attention_dropout_rate=KINDS["lsh"].dropout_rate(config),
     )
     if config.position_embedding == "axial":
         shape, dims = config.resolved_axial_shape, config.resolved_axial_dims

@@ -10,7 +10,7 @@ import pytest
 
 from reformer import QuestionAnswerer, ReformerEncoder, ReformerLM, SequenceClassifier, TokenClassifier, sharding
 from reformer.models import heads
-from reformer.training.checkpoint import param_shapes
+from reformer.training.state import param_shapes
 from tests import small_models as models
 
 # What heads add does not depend on the kind of attention, and full attention compiles fastest.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import reformer
 from reformer import ReformerConfig, ReformerLM
+from reformer.layers import rotations as all_rotations
 from reformer.models import trunk
 from tests import small_models as models
 
@@ -91,11 +91,11 @@ def test_the_same_hash_key_gives_the_same_logits_and_another_key_others():
 @pytest.mark.slow
 def test_rotations_replace_the_hash_key():
     config = dataclasses.replace(models.SMALL, num_layers=6)
-    columns = sum(reformer.num_buckets(96, config)) // 2
-    shape = (config.num_heads, config.head_dim, config.num_hashes, columns)
-    rotations = [jax.random.normal(jax.random.key(i), shape) for i in range(config.num_lsh_layers)]
-    tokens = models.tokens(config)
+    tokens, rngs = models.tokens(config), {"hash": jax.random.key(5)}
+    key = ReformerLM(config).apply({}, rngs=rngs, method=lambda model: model.make_rng("hash"))
+    rotations = list(all_rotations.draw(config, 96, key))
     found = logits(config, tokens, rotations=rotations, rngs=None)
+    np.testing.assert_array_equal(found, logits(config, tokens, rngs=rngs))
     assert np.any(np.asarray(found) != np.asarray(logits(config, tokens, rotations=rotations[::-1], rngs=None)))
 
 

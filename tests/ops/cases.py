@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reformer.config import ReformerConfig
 from reformer.ops import attention, dropout, hashing
 from tests import references
 
@@ -151,13 +152,11 @@ def call(kind, case, inputs):
 
 
 def window(kind, case, inputs):
-    """Which keys lie in the window of which query, [b or 1, h or 1, r, q, k]."""
-    if kind == "full":
-        return references.full_window(case.length)
-    if kind == "local":
-        return references.local_window(case.length, CHUNK, case.before, case.after)
-    buckets = references.hash_vectors(inputs.query, inputs.rotations, FACTORS, inputs.mask)
-    return references.lsh_window(buckets, CHUNK, case.before, case.after, case.within_bucket)
+    """Which keys lie in the window of which query, [b, h or 1, r, q, k]."""
+    chunks = {"chunk_length": CHUNK, "num_chunks_before": case.before, "num_chunks_after": case.after}
+    fields = {f"{name}_{field}": value for name in ("local", "lsh") for field, value in chunks.items()}
+    config = ReformerConfig(**fields, num_buckets=FACTORS, lsh_within_bucket=case.within_bucket)
+    return references.find_window(config, kind, inputs.query, inputs.mask, inputs.rotations)
 
 
 def arguments(case, inputs):

@@ -111,12 +111,12 @@ def test_vmap_equals_a_loop(kind):
 
 def _plan(kind, case):
     if kind == "full":
-        return plan.full_plan(
+        return planned.full_plan(
             case.length, masking.Rule(case.causal, case.shared, case.rate, looks_ahead=case.looks_ahead)
         )
     window = {"before": case.before, "after": case.after, "looks_ahead": case.looks_ahead}
     rule = masking.Rule(case.causal, case.shared, case.rate, **window)
-    return plan.chunked_plan(case.length, CHUNK, rule, case.correct_duplicates and kind == "lsh")
+    return planned.chunked_plan(case.length, CHUNK, rule, case.correct_duplicates and kind == "lsh")
 
 
 def swap_heads(tree):
@@ -141,9 +141,9 @@ def test_output_and_gradients_together_equal_autodiff_of_the_public_op(x64, kind
             order = order._replace(buckets=None)
     if case.rate:
         seeds = attention.dropout_seeds(dropout.draw_seed(DROPOUT_RNG), BATCH, HEADS)
-    context = plan.Context(inputs.mask, order, seeds)
+    given = plan.Given(inputs.mask, order, seeds)
     run = jax.jit(functools.partial(planned.attend_with_gradients, _plan(kind, case)))
-    out, gradients = swap_heads(run(swap_heads(plan.Arrays(*args)), context, swap_heads(inputs.cotangent)))
+    out, gradients = swap_heads(run(swap_heads(plan.Arrays(*args)), given, swap_heads(inputs.cotangent)))
     expected = references.value_and_vjp(call(kind, case, inputs), inputs.cotangent, *args)
     references.assert_close((out, gradients), expected, references.VALUE_TOLERANCE["float64"])
 

@@ -11,7 +11,7 @@ from reformer.ops import bucket_table, hashing
 from reformer.ops import cache as ops
 from reformer.ops.attention import full_attention, local_attention, lsh_attention
 from reformer.ops.cache import Cache, CachePlan
-from reformer.ops.masking import Rule
+from reformer.ops.masking import Rule, Window
 from reformer.ops.plan import Arrays
 
 BATCH, HEADS, LENGTH, DIM, CHUNK = 3, 2, 40, 8, 8
@@ -85,10 +85,10 @@ def test_full_and_local_attention_equal_that_of_the_whole_sequence(before, share
     if rule.looks_ahead:
         options = options | {"taps": TAPS[0]}
     if before is None:
-        plan = CachePlan(rule, LENGTH, LENGTH)
+        plan = CachePlan(rule, LENGTH)
         expected = full_attention(query, key, value, **options)
     else:
-        plan = CachePlan(rule, (1 + before) * CHUNK, CHUNK)
+        plan = CachePlan(rule._replace(shows=Window(CHUNK, before, 0)), (1 + before) * CHUNK)
         expected = local_attention(query, key, value, chunk_length=CHUNK, num_chunks_before=before, **options)
     out = token_by_token(plan, Arrays(query, key, value), PROMPTS)
     np.testing.assert_allclose(out, at_steps(expected, PROMPTS), rtol=1e-10, atol=1e-10)
@@ -109,7 +109,7 @@ def test_lsh_attention_within_buckets_equals_that_of_the_whole_sequence(num_hash
     options |= {"taps": TAPS[0]} if looks_ahead else {}
     expected = lsh_attention(query, value, rotations=of_layer, **options)
     rule = Rule(True, True, looks_ahead=looks_ahead)
-    plan = CachePlan(rule, LENGTH, LENGTH, table(correct_duplicates=correct_duplicates))
+    plan = CachePlan(rule, LENGTH, table(correct_duplicates=correct_duplicates))
     out = token_by_token(plan, Arrays(query, None, value), PROMPTS, of_layer)
     np.testing.assert_allclose(out, at_steps(expected, PROMPTS), rtol=1e-10, atol=1e-10)
 
@@ -133,7 +133,7 @@ def test_an_lsh_query_attends_to_the_latest_members_of_its_bucket_and_those_besi
         if correct_duplicates:
             weights /= [seen.count(j) for j in seen]
         expected[b, p, h] = weights @ np.asarray(value)[b, seen, h] / weights.sum()
-    plan = CachePlan(Rule(True, True), LENGTH, LENGTH, table(num_members, before, after, correct_duplicates))
+    plan = CachePlan(Rule(True, True), LENGTH, table(num_members, before, after, correct_duplicates))
     out = token_by_token(plan, Arrays(query, None, value), PROMPTS, of_layer)
     np.testing.assert_allclose(out, at_steps(expected, PROMPTS), rtol=1e-5, atol=1e-5)  # `unit_keys` has an epsilon
 
@@ -179,9 +179,9 @@ def test_the_table_shows_as_many_buckets_as_the_window_of_chunks_holds(length, c
     [
         (Rule(False, False), 8, "causal=False has no next token"),
         (Rule(True, False, 0.1), 8, "dropout_rate=0.1 must be 0"),
-        (Rule(True, False), 9, "num_slots=9 must be a positive multiple of chunk_length=8"),
+        (Rule(True, False), 0, "num_slots=0 must be at least 1"),
     ],
 )
 def test_impossible_caches_are_named(rule, slots, message):
     with pytest.raises(ValueError, match=message):
-        ops.check_plan(CachePlan(rule, slots, 8))
+        ops.check_plan(CachePlan(rule, slots))

@@ -32,6 +32,21 @@ def test_results_are_added_onto_the_given_parts_only(chunk_length):
     np.testing.assert_allclose(others["shifted"], x + 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_length", [None, 3])
+def test_terms_are_summed_over_chunks_in_a_wide_type(chunk_length):
+    x = jnp.ones((1000, 2), jnp.bfloat16)
+
+    def run(x):
+        return chunking.map_chunks(
+            lambda x: (2 * x, (jnp.sum(x, axis=0),)), x, chunk_length, in_axis=0, out_axis=0, has_sums=True
+        )
+
+    doubled, (total,) = jax.jit(run)(x)
+    np.testing.assert_array_equal(doubled, 2 * x)
+    assert total.dtype == jnp.float32
+    np.testing.assert_array_equal(total, [1000, 1000])
+
+
 @pytest.mark.parametrize("chunk_length", [None, 2])
 def test_arrays_of_other_lengths_are_refused(chunk_length):
     with pytest.raises(ValueError, match=r"arrays of \[4, 5\] elements along the axis of chunks"):

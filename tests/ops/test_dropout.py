@@ -1,4 +1,4 @@
-"""Dropout masks by counter-based hashing: fair, independent, and a function of seed, row and column only."""
+"""Dropout masks by counter-based hashing: fair, independent, and a function of seed, token and feature only."""
 
 import itertools
 import math
@@ -104,16 +104,16 @@ def test_rows_beyond_16_bits_do_not_repeat():
 
 def test_the_same_seed_gives_the_same_mask_with_and_without_jit():
     x = np.ones((64, 32), np.float32)
-    first = DROPOUT(x, rate=0.3, seed=_seed(0), row=ROW[:64])
-    np.testing.assert_array_equal(first, DROPOUT(x, rate=0.3, seed=_seed(0), row=ROW[:64]))
+    first = DROPOUT(x, rate=0.3, seed=_seed(0), token_number=ROW[:64])
+    np.testing.assert_array_equal(first, DROPOUT(x, rate=0.3, seed=_seed(0), token_number=ROW[:64]))
     np.testing.assert_array_equal(first, dropout_ops.dropout(jnp.asarray(x), 0.3, _seed(0), jnp.asarray(ROW[:64])))
-    assert np.any(first != DROPOUT(x, rate=0.3, seed=_seed(1), row=ROW[:64]))
+    assert np.any(first != DROPOUT(x, rate=0.3, seed=_seed(1), token_number=ROW[:64]))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_kept_values_are_scaled_and_dropped_ones_are_zero(dtype):
     x = jax.random.normal(jax.random.key(1), (ROWS, 16), dtype)
-    dropped = DROPOUT(x, rate=0.25, seed=_seed(0), row=ROW)
+    dropped = DROPOUT(x, rate=0.25, seed=_seed(0), token_number=ROW)
     assert dropped.dtype == dtype
     expected = _mask(rate=0.25, num_columns=16) * np.asarray(x).astype(np.float64) / 0.75
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-7
@@ -122,26 +122,28 @@ def test_kept_values_are_scaled_and_dropped_ones_are_zero(dtype):
 
 def test_rate_zero_returns_the_input():
     x = jax.random.normal(jax.random.key(1), (8, 4))
-    np.testing.assert_array_equal(DROPOUT(x, rate=0.0, seed=_seed(0), row=ROW[:8]), x)
+    np.testing.assert_array_equal(DROPOUT(x, rate=0.0, seed=_seed(0), token_number=ROW[:8]), x)
 
 
 def test_a_chunk_gets_the_mask_of_its_rows_in_the_whole():
     x = np.random.default_rng(1).standard_normal((64, 8)).astype(np.float32)
     row = ROW[:64]
-    whole = np.asarray(DROPOUT(x, rate=0.3, seed=_seed(0), row=row))
+    whole = np.asarray(DROPOUT(x, rate=0.3, seed=_seed(0), token_number=row))
     for chunk in np.split(np.random.default_rng(2).permutation(row), 4):
-        np.testing.assert_array_equal(DROPOUT(x[chunk], rate=0.3, seed=_seed(0), row=chunk), whole[chunk])
+        np.testing.assert_array_equal(DROPOUT(x[chunk], rate=0.3, seed=_seed(0), token_number=chunk), whole[chunk])
 
 
 def test_rows_may_have_several_axes():
     x = np.random.default_rng(1).standard_normal((3, 5, 8)).astype(np.float32)
-    flat = DROPOUT(x.reshape(15, 8), rate=0.3, seed=_seed(0), row=ROW[:15])
-    folded = DROPOUT(x, rate=0.3, seed=_seed(0), row=ROW[:15].reshape(3, 5))
+    flat = DROPOUT(x.reshape(15, 8), rate=0.3, seed=_seed(0), token_number=ROW[:15])
+    folded = DROPOUT(x, rate=0.3, seed=_seed(0), token_number=ROW[:15].reshape(3, 5))
     np.testing.assert_array_equal(folded, flat.reshape(3, 5, 8))
 
 
 def test_gradient_passes_through_kept_values_only():
-    gradient = jax.grad(lambda x: jnp.sum(DROPOUT(x, rate=0.5, seed=_seed(0), row=ROW[:64])))(jnp.ones((64, 8)))
+    gradient = jax.grad(lambda x: jnp.sum(DROPOUT(x, rate=0.5, seed=_seed(0), token_number=ROW[:64])))(
+        jnp.ones((64, 8))
+    )
     np.testing.assert_array_equal(gradient, 2 * _mask(rate=0.5, num_rows=64, num_columns=8))
 
 

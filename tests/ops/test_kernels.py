@@ -15,7 +15,7 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.models.language import ReformerLM
 from reformer.ops import attention
-from reformer.ops.plan import IMPLEMENTATIONS
+from reformer.ops.planned import IMPLEMENTATIONS
 from tests import references
 from tests.ops.cases import BATCH, CHUNK, FACTORS, HEADS, Case, arguments, cases, local, lsh, make_inputs
 

@@ -55,7 +55,7 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_device_where_none_are_asked_for():
     """Programs for all eight devices take a third longer to compile; `config.sharding.data=8` has them."""
 
@@ -64,9 +64,10 @@ def one_device_where_none_are_asked_for():
             devices = jax.devices()[:1]
         return original(data, fsdp, tensor, split_length, devices)
 
-    original, sharding.make_mesh = sharding.make_mesh, make_mesh
-    yield
-    sharding.make_mesh = original
+    original = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", make_mesh)
+        yield
 
 
 @pytest.fixture(scope="session")

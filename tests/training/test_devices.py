@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from reformer import sharding
-from reformer.data import text
+from reformer.data import load
 from reformer.training import batches
-from reformer.training.programs import make_programs
 from reformer.training.state import shardings_of
+from reformer.training.step import make_programs
 from tests.test_sharding import MESHES
 
 
@@ -26,7 +26,7 @@ def losses(config, mesh, start=None):
         programs = make_programs(config, mesh)
         start = programs.init() if start is None else start
         state = jax.device_put(jax.tree.map(np.asarray, start), shardings_of(programs.target))
-        iterator = batches.training_batches(config, text.load(config.data), mesh)
+        iterator = batches.training_batches(config, load.load(config.data, 32), mesh)
         found = []
         for _ in range(config.training.num_steps):
             state, metrics = programs.train_step(state, batches.to_mesh(next(iterator), mesh))

@@ -170,6 +170,6 @@ def test_operations_are_those_of_both_models_the_projection_and_the_draw():
     assert registry.flops_per_token(task | {"name": "masked"}, model, 16) == flops.flops_per_token(model, 16)
 
 
-@pytest.mark.parametrize("name", registry.NAMES)
+@pytest.mark.parametrize("name", registry.TASKS)
 def test_only_electra_is_not_ranked_by_its_loss(name):
     assert registry.lowest_loss_is_best({"name": name}) == (name != "electra")

@@ -11,7 +11,7 @@ import pytest
 
 from reformer import sharding
 from reformer.commands import evaluate as eval_program
-from reformer.data import source, text
+from reformer.data import load, source
 from reformer.models.language import ReformerLM
 from reformer.training import evaluation, loop, settings
 from tests.training.runs import initial_params
@@ -19,7 +19,7 @@ from tests.training.runs import initial_params
 
 def data_of(config, num_bytes):
     """The text of the config with a validation split of its first bytes."""
-    data = text.load(config.data)
+    data = load.load(config.data, 32)
     return dataclasses.replace(data, valid=data.valid[:num_bytes])
 
 

@@ -14,7 +14,7 @@ from reformer import ReformerConfig, ReformerLM
 from reformer.interop import huggingface
 from reformer.tasks import registry
 from reformer.training import checkpoint, fine_tuning, loop, settings, workdir
-from reformer.training.programs import make_programs
+from reformer.training.step import make_programs
 from tests.training.runs import run, save_untrained
 
 
@@ -173,7 +173,7 @@ def test_processes_with_other_configs_or_data_are_refused(make_classifier, monke
     workdir.check_others(config, data)
     config.optimizer.learning_rate = 0.25
     of_process_0 = settings.flatten(settings.as_json(config)) | {"the data": "abc", "data.path": "/elsewhere"}
-    monkeypatch.setattr(workdir.agreement, "on_process_0", lambda _: of_process_0)
+    monkeypatch.setattr(workdir.distributed, "on_process_0", lambda _: of_process_0)
     config.optimizer.learning_rate = 0.5
     message = (
         r"another run than process 0: optimizer\.learning_rate=0\.5 instead of 0\.25, the data=.* instead of 'abc'"

@@ -95,7 +95,7 @@ def test_changes_of_a_run_killed_before_its_next_checkpoint_are_journalled_again
     for _ in range(2):
         opening = writers.Opening(tmp_path / "run", 6, {})
         with contextlib.closing(metrics.Journal(opening)) as journal, _checkpoints(finished) as checkpoints:
-            continuation.keep(finished, checkpoints, journal, 6)
+            continuation.keep(finished.workdir, finished.config, checkpoints, journal, 6)
     assert [r["step"] for r in records(tmp_path / "run") if r["split"] == "changed"] == [7]
 
 
@@ -104,7 +104,7 @@ def test_an_extended_cosine_schedule_warns_of_the_rate_that_jumps(unbroken, conf
     config.training.num_steps = num_steps
     finished = loop.prepare(config, str(unbroken[0]))
     with _checkpoints(finished) as checkpoints:
-        said = "\n".join(continuation.describe(finished, checkpoints, 6))
+        said = "\n".join(continuation.describe(finished.config, checkpoints, 6))
     expected = (
         f"cosine schedule was one of 6 steps and is one of 12: the learning rate of step 7 is {rate} instead of 0."
     )

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from configs import base
-from reformer.training import loop, programs
+from reformer.training import loop
 from reformer.training.settings import flatten
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ def refuse(make_config, tmp_path_factory):
         return str(error.value)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "make_programs", None)  # whoever compiles, fails
+        patch.setattr(loop, "make_programs", None)  # whoever compiles, fails
         yield refuse
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reformer.training import checkpoint, damage, manifest
+from reformer.training import checkpoint, manifest
 from reformer.training.checkpoint import Checkpoints
 from tests.training.runs import assert_same, restored, save, state_of
 
@@ -113,7 +113,7 @@ def test_a_run_names_a_damaged_checkpoint_sets_it_aside_and_uses_the_one_before(
         assert_same(restored(checkpoints, 1), state_of(1))
         save(checkpoints, 2, 1.0)
     assert f"checkpoint {directory}/2 is damaged: " in capsys.readouterr().err
-    assert len(files_of(directory / damage.NAME / "2")) == len(left)
+    assert len(files_of(directory / manifest.DAMAGED / "2")) == len(left)
     with Checkpoints(workdir) as checkpoints:
         assert_same(restored(checkpoints, 2), state_of(2))
 
@@ -158,7 +158,7 @@ def test_damaged_checkpoints_of_the_same_step_are_all_kept(workdir):
         (workdir / "checkpoints" / "2" / "data" / "metadata").unlink()
         with Checkpoints(workdir) as checkpoints:
             save(checkpoints, 2)
-        assert (workdir / "checkpoints" / damage.NAME / number).is_dir()
+        assert (workdir / "checkpoints" / manifest.DAMAGED / number).is_dir()
 
 
 def test_an_older_checkpoint_that_lost_its_loss_does_not_stop_a_run(workdir, capsys):

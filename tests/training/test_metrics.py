@@ -11,7 +11,7 @@ import pytest
 from configs import base
 from reformer.training import memory, metrics, writers
 from reformer.training.guards import Guard
-from reformer.training.progress import Progress
+from reformer.training.metrics import Progress
 
 
 class KeptJournal(metrics.Journal):

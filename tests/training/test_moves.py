@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import kills
 from reformer import sharding
-from reformer.training import faults, loop, stopping
+from reformer.training import loop, stopping
 from tests.processes import Processes, small_run
 from tests.training.runs import records, stop_at_batch
 
@@ -53,8 +54,8 @@ def test_from_one_process_to_two_through_signals_and_a_kill_the_losses_are_the_s
 
     def start(name, number, num_processes=1, kill=""):
         workdir, logs = f"--workdir={tmp_path / name}", tmp_path / f"{name}_{number}"
-        environment = {faults.VARIABLE: kill, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-        devices = {"num_processes": num_processes, "num_devices": num_processes}
+        environment = {kills.VARIABLE: kill, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+        devices = {"program": "benchmarks/kills.py", "num_processes": num_processes, "num_devices": num_processes}
         return Processes(logs, *flags, workdir, environment=environment, **devices)
 
     with start("unmoved", 0) as processes:

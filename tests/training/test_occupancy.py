@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from reformer import sharding
-from reformer.layers.attention import num_buckets, plan_attention
+from reformer.layers.kinds import KINDS, num_buckets
 from reformer.models.language import ReformerLM
 from reformer.ops.hashing import count_buckets
-from reformer.ops.plan import Arrays, Context, Order
+from reformer.ops.plan import Arrays, Given, Order
 from reformer.training import occupancy, settings
 from tests import small_models as models
 
@@ -29,8 +29,8 @@ def look(config):
 
     def look(buckets):
         query = jnp.zeros((*buckets.shape[:2], buckets.shape[3], 8))
-        context, plan = Context(order=Order(buckets, buckets)), plan_attention(model_config, "lsh", 32, False)
-        sums = occupancy.look(model_config, 0, Arrays(query, None, query), plan, context)
+        given, plan = Given(order=Order(buckets, buckets)), KINDS["lsh"].plan(model_config, 32, False)
+        sums = occupancy.look(model_config, 0, Arrays(query, None, query), plan, given)
         return occupancy.means({"1": sums})[1]
 
     return look

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from reformer import sharding
-from reformer.data import text
+from reformer.data import load
 from reformer.models.language import ReformerLM
 from reformer.training import batches, settings, step
-from reformer.training.programs import make_programs
+from reformer.training.step import make_programs
 
 
 def batch_of(config, mesh):
     config.data.length = 16
-    return next(batches.training_batches(config, text.load(config.data), mesh))
+    return next(batches.training_batches(config, load.load(config.data, 32), mesh))
 
 
 def run_steps(config, num_steps, devices, **mesh_sizes):

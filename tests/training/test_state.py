@@ -13,10 +13,9 @@ from flax import traverse_util
 
 from configs import base
 from reformer import SequenceClassifier
-from reformer.training import frozen, step
-from reformer.training.checkpoint import param_shapes
+from reformer.training import state, step
 from reformer.training.optimizer import make_optimizer
-from reformer.training.state import init_state
+from reformer.training.state import init_state, param_shapes
 from tests import small_models as models
 
 MODEL = SequenceClassifier(
@@ -47,10 +46,10 @@ PARAMS = {"embeddings": {"token": 1}, "stack": {"norm": {"scale": 2}, "dense": {
     ],
 )
 def test_a_pattern_matches_whole_names_of_a_path(patterns, expected):
-    trained, others = frozen.split(PARAMS, patterns)
+    trained, others = state.split_frozen(PARAMS, patterns)
     assert sorted(traverse_util.flatten_dict(others, sep="/")) == expected
     assert len(jax.tree.leaves(trained)) == 4 - len(expected)
-    assert frozen.merge(trained, others) == PARAMS
+    assert state.merge_frozen(trained, others) == PARAMS
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_a_pattern_matches_whole_names_of_a_path(patterns, expected):
 )
 def test_patterns_that_match_nothing_or_all_are_refused(patterns, message):
     with pytest.raises(ValueError, match=message):
-        frozen.check(patterns, list(traverse_util.flatten_dict(PARAMS, sep="/")))
+        state.check_frozen(patterns, list(traverse_util.flatten_dict(PARAMS, sep="/")))
 
 
 def _update(patterns, optimizer, accumulation_steps=1):
@@ -76,7 +75,7 @@ def _update(patterns, optimizer, accumulation_steps=1):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_frozen_parameters_stay_and_have_no_optimizer_state_and_no_decay(name):
-    group = base.optimizer_group()
+    group = base.get_group("optimizer")
     group.update(name=name, weight_decay=0.5, clip_norm=1.0)
     before, after, _ = _update(("embeddings", "stack"), make_optimizer(group, lambda count: 0.1))
     for part in ("embeddings", "stack"):
@@ -107,7 +106,7 @@ def test_gradients_of_the_rest_are_those_of_the_whole(gradients, accumulation_st
     patterns = ("embeddings", "attention", "^norm")
     before, after, metrics = _update(patterns, optax.sgd(1.0), accumulation_steps)
     old, new = (traverse_util.flatten_dict(state.params, sep="/") for state in (before, after))
-    trained = {path: gradient for path, gradient in gradients.items() if not frozen.is_frozen(path, patterns)}
+    trained = {path: gradient for path, gradient in gradients.items() if not state.is_frozen(path, patterns)}
     assert 0 < len(trained) < len(gradients) == len(new)
     for path in gradients:
         expected = trained[path] if path in trained else np.zeros_like(gradients[path])
@@ -122,7 +121,7 @@ def test_a_frozen_stack_below_the_head_is_not_run_backwards():
     rngs = step.step_rngs(0, jnp.array(0))
 
     def program(patterns):
-        trained, others = frozen.split(params, patterns)
+        trained, others = state.split_frozen(params, patterns)
         run = functools.partial(step.accumulate_gradients, MODEL, rngs=rngs, num_micro_batches=1)
         return str(jax.make_jaxpr(run)(trained, BATCH, others=others))
 

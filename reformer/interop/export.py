@@ -13,6 +13,7 @@ import safetensors.flax
 from flax import traverse_util
 from jax import export
 
+from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.host import extras, paths
 from reformer.models.language import ReformerLM
@@ -80,7 +81,7 @@ def export_logits(
       batch_size: Rows of the tokens.
       length: Of each row; None = `max_length`.
       hash_seed: Of the rotations of LSH layers, which are the same in each call.
-      platforms: 'cpu', 'cuda', 'tpu'; None = that of the default device.
+      platforms: 'cpu', 'cuda', 'tpu', each with the block sizes that suit it; None = that of the default device.
 
     Raises:
       ValueError: If the length exceeds `max_length`.
@@ -89,9 +90,17 @@ def export_logits(
     with extras.needed_for("exporting a forward pass", "export"):
         import flatbuffers  # noqa: F401  # by JAX
     length = config.max_length if length is None else length
+    platforms = tuple(platforms or (export.default_export_platform(),))
+
+    def for_platform(platform):
+        def logits(variables, tokens):
+            with sharding.compiling_for(platform):
+                return ReformerLM(config).apply(variables, tokens, rngs={"hash": jax.random.key(hash_seed)})
+
+        return logits
 
     def logits(variables, tokens):
-        return ReformerLM(config).apply(variables, tokens, rngs={"hash": jax.random.key(hash_seed)})
+        return jax.lax.platform_dependent(variables, tokens, **{name: for_platform(name) for name in platforms})
 
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(variables))
     tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)

@@ -1,10 +1,16 @@
-"""Disks that are full or may not be written to: one sentence, and earlier checkpoints as they were."""
+"""Disks that are full or may not be written to: one sentence, and earlier checkpoints as they were; and the lock.
+
+One run at a time in a workdir; the lock goes with the process, whatever happens to it.
+"""
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer.training import damage, disk, faults, loop, manifest, metrics
+from reformer.training import disk, loop, manifest, metrics, writers
 from reformer.training.checkpoint import Checkpoints
-from reformer.training.events import EventFile
 from reformer.training.state import TrainState
 from tests.training.runs import ROOT, assert_same, restored, run, save, state_of
+
+HOLD = "import pathlib, sys, time; from reformer.training import disk\nwith disk.locked(pathlib.Path(sys.argv[1])):\n"
 
 
 def no_space(*_, **__):
@@ -120,10 +127,10 @@ def test_a_journal_that_cannot_be_written_ends_the_run_with_a_sentence(config, t
 
 
 def test_events_that_cannot_be_written_are_an_error_and_not_a_wait_without_end(mount):
-    events = EventFile(mount(2**16), purge_step=1)
+    events = writers.TensorBoard(writers.Opening(mount(2**16), 0, {}))
     with pytest.raises(OSError, match="No space left"):
         for step in range(10_000):
-            events.add_scalar("loss", 1.0, step)
+            events.write({"split": "train", "step": step, "loss": 1.0})
 
 
 def test_too_little_space_is_noticed_before_the_first_step(config, tmp_path, monkeypatch):
@@ -136,8 +143,8 @@ def test_too_little_space_is_noticed_before_the_first_step(config, tmp_path, mon
     leftover = tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp"
     leftover.mkdir()
     (leftover / "half").write_bytes(bytes(1_000_000))
-    assert damage.bytes_of_leftovers(leftover.parent) == 1_000_000
-    disk.check_space(tmp_path, state_of(1), 4, damage.bytes_of_leftovers(leftover.parent))
+    assert manifest.bytes_of_leftovers(leftover.parent) == 1_000_000
+    disk.check_space(tmp_path, state_of(1), 4, manifest.bytes_of_leftovers(leftover.parent))
     with pytest.raises(OSError, match="4 checkpoints"):
         disk.check_space(tmp_path, state_of(1), 4)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=10**9))
@@ -165,13 +172,12 @@ def test_a_workdir_below_a_file_is_an_error_before_the_first_step(config, tmp_pa
         run(config, tmp_path / "file" / "run")
 
 
-def test_a_process_is_killed_where_a_test_asks_for_it_and_nowhere_else():
-    code = "from reformer.training import faults\nfor i in range(3): print(i, flush=True); faults.passes('here')"
-    environment = os.environ | {faults.VARIABLE: "here:2"}
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
-    assert (process.returncode, process.stdout.split()) == (-9, [b"0", b"1"])
-    for _ in range(3):
-        faults.passes("here")  # without the variable
+def test_bytes_below_a_directory_are_those_of_all_its_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"12345")
+    (tmp_path / "c").write_bytes(b"12")
+    assert disk.bytes_below(tmp_path) == 7
+    assert disk.bytes_below(tmp_path / "absent") == 0
 
 
 @pytest.mark.slow
@@ -226,3 +232,52 @@ def test_a_file_system_that_cannot_sync_is_used_all_the_same(tmp_path, monkeypat
     with pytest.raises(OSError, match="Input/output error"):
         disk.replace(tmp_path / "file", b"other")
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def held_by_another_process(workdir):
+    code = HOLD + "    print('held', flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(workdir)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_workdir_in_use_is_refused_with_host_and_process_until_the_holder_dies(tmp_path, config):
+    holder = held_by_another_process(tmp_path)
+    message = rf"is in use by another run \(host {socket.gethostname()}, process {holder.pid}\)"
+    with pytest.raises(OSError, match=message), disk.locked(tmp_path):
+        pass
+    with pytest.raises(OSError, match=message):
+        loop.train(loop.prepare(config, str(tmp_path)))
+    assert {path.name for path in tmp_path.iterdir()} == {disk.LOCK}
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with disk.locked(tmp_path):
+        assert (tmp_path / disk.LOCK).read_text() == f"host {socket.gethostname()}, process {os.getpid()}\n"
+
+
+def test_the_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch, capsys):
+    holder = held_by_another_process(tmp_path)
+    (tmp_path / disk.LOCK).write_text("host gone, process 1\n")
+    monkeypatch.setattr(disk, "VANISHED_SECONDS", 0.1)
+    with pytest.raises(OSError, match=r"in use by another run \(host gone, process 1\)"), disk.locked(tmp_path):
+        pass
+    assert "is locked (host gone, process 1): waiting" in capsys.readouterr().out
+    monkeypatch.setattr(disk, "VANISHED_SECONDS", 60.0)
+    monkeypatch.setattr(disk.time, "sleep", lambda _: (holder.kill(), holder.wait()))
+    with disk.locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_was_released_can_be_taken_again(tmp_path):
+    for _ in range(2):
+        with disk.locked(tmp_path):
+            pass
+
+
+def test_without_locks_of_the_file_system_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with disk.locked(tmp_path):
+        assert "has no locks; start no other run there" in capsys.readouterr().err

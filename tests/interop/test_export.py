@@ -10,27 +10,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from reformer import ReformerConfig, ReformerLM, export
+from reformer import ReformerLM, export
+from tests import small_models as models
 
-CONFIG = ReformerConfig(
-    vocab_size=20,
-    max_length=16,
-    num_layers=2,
-    attention_pattern=("local", "lsh"),
-    embed_dim=8,
-    mlp_dim=8,
-    num_heads=2,
-    head_dim=4,
-    lsh_chunk_length=4,
-    local_chunk_length=4,
-    num_buckets=(2, 2),
-)
+CONFIG = models.TINY
 
 
 @pytest.fixture(scope="module")
 def variables():
     """Of the small model."""
-    return jax.jit(ReformerLM(CONFIG).init, static_argnames="method")(jax.random.key(0), method="create")
+    return {"params": models.init(CONFIG)}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -54,7 +43,7 @@ def test_another_file_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_an_exported_forward_pass_runs_without_this_package_and_equals_it(variables, tmp_path):
-    tokens = jax.random.randint(jax.random.key(1), (2, 16), 0, 20)
+    tokens = models.tokens(CONFIG)
     (tmp_path / "logits").write_bytes(export.export_logits(CONFIG, variables, batch_size=2))
     export.save_safetensors(tmp_path / "weights", CONFIG, variables)
     program = (

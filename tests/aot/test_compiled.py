@@ -1,0 +1,112 @@
+"""What XLA makes of a training step for GPUs and TPUs, on a machine that has neither (`make test-aot`)."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+from benchmarks import hlo
+from benchmarks.targets import TARGETS
+
+ROOT = pathlib.Path(__file__).parents[2]
+PYTHONS = {"cuda": ROOT / ".venv-aot-gpu" / "bin" / "python", "tpu": ROOT / ".venv-aot-tpu" / "bin" / "python"}
+LENGTH, EMBED_DIM, MLP_DIM = 8192, 256, 1024
+FIELDS = {
+    "num_layers": 2,
+    "attention_pattern": "('local','lsh')",
+    "max_length": LENGTH,
+    "axial_shape": "(64,128)",
+    "axial_dims": "(64,192)",
+    "embed_dim": EMBED_DIM,
+    "mlp_dim": MLP_DIM,
+    "num_heads": 4,
+    "head_dim": 64,
+    "lsh_chunk_length": 64,
+    "local_chunk_length": 64,
+    "mlp_chunk_length": 2048,
+    "loss_chunk_length": 2048,
+    "dtype": "bfloat16",
+}
+pytestmark = [pytest.mark.aot, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def compile_step(tmp_path_factory):
+    """Returns a function of (target, mesh, batch size, changes of fields) to (row, optimized HLO); each runs once."""
+    made = {}
+
+    def run(target, mesh="data=1", batch_size=1, **changes):
+        python = PYTHONS[TARGETS[target].platform]
+        if not python.exists():
+            pytest.skip(f"{python.parents[1].name} is not there: make test-aot makes it")
+        key = (target, mesh, batch_size, *changes.items())
+        if key not in made:
+            made[key] = _run(python, tmp_path_factory.mktemp("aot"), target, mesh, batch_size, FIELDS | changes)
+        return made[key]
+
+    return run
+
+
+def _run(python, folder, target, mesh, batch_size, fields):
+    command = [python, "benchmarks/aot.py", "--target", target, "--config", "configs/enwik8.py:small", "--mesh", mesh]
+    command += ["--keep_hlo", folder / "step.hlo"]
+    command += [f"--config.{group}.batch_size={batch_size}" for group in ("training", "evaluation")]
+    command += [f"--config.model.{name}={value}" for name, value in fields.items()]
+    environment = {name: x for name, x in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    environment["BENCHMARK_RESULTS"] = str(folder)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    row = json.loads((folder / "aot.jsonl").read_text())
+    return row, hlo.parse((folder / "step.hlo").read_text()) if "error" not in row else None
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_step_compiles_and_the_trips_of_its_loops_are_known(target, compile_step):
+    row, _ = compile_step(target)
+    assert "error" not in row
+    assert row["unknown_loops"] == 0 and row["kernels"] > 0
+    assert row["scratch_gib"] < 0.5
+
+
+@pytest.mark.parametrize("target", ["h100", "v5e"])
+def test_attention_has_the_blocks_of_an_accelerator(target, compile_step):
+    # 2^18 scores at once, a CPU's, would be 16 blocks of attention for each head.
+    row, _ = compile_step(target)
+    chunks = LENGTH // FIELDS["mlp_chunk_length"]
+    num_layers, num_sweeps = FIELDS["num_layers"], 3  # forward, again in the reverse sweep, and its gradients
+    assert row["loop_iterations"] < 16 * num_layers * num_sweeps * chunks
+
+
+@pytest.mark.parametrize("target", ["h100", "v5e"])
+def test_nothing_but_embeddings_adds_by_scatter(target, compile_step):
+    row, _ = compile_step(target)
+    assert set(row["scatter_adds"]) <= {"none"}
+    assert sum(row["scatter_adds"].values()) <= 3
+
+
+@pytest.mark.parametrize(("mesh", "batch_size"), [("data=4", 4), ("data=1,fsdp=4", 4), ("data=1,length=4", 1)])
+def test_no_activations_are_gathered(mesh, batch_size, compile_step):
+    row, module = compile_step("h100", mesh, batch_size)
+    gathers = [x.instruction for x in hlo.run(module).launches if x.instruction.collective == "all-gather"]
+    assert bool(gathers) == ("fsdp" in mesh)
+    for gather in gathers:
+        for _, sizes, _ in hlo.arrays(gather.shape):
+            assert not {LENGTH, LENGTH // 4, FIELDS["mlp_chunk_length"]} & set(sizes), gather.shape
+    assert "all-reduce" in row["collectives"]
+    assert ("all-to-all" in row["collectives"]) == ("length" in mesh)
+
+
+def test_a_mesh_of_examples_has_no_collective_in_a_loop_over_tokens(compile_step):
+    row, _ = compile_step("h100", "data=4", 4)
+    assert set(row["collectives"]) == {"all-reduce"}
+    assert set(row["collectives"]["all-reduce"]["by_loops"]) <= {"none"}
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_kernel_keeps_its_numbers_in_registers(head_dim, compile_step):
+    row, _ = compile_step("h100", attention_implementation="pallas", head_dim=head_dim)
+    kernels = row["pallas_kernels"]
+    assert {x["kernel"].partition("__")[0] for x in kernels} == {"forward_chunks", "backward_chunks"}
+    assert all(x["spilled_bytes"] == 0 and x["shared_bytes"] <= 227 * 2**10 for x in kernels)
