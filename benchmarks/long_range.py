@@ -138,6 +138,8 @@ def main() -> None:
         if arguments.in_the_time_of:
             row = train(arguments, overrides, arguments.in_the_time_of, seed, None)
             seconds = row["steps"] * row["step_seconds"]
+            rows.append(row)
+            record.append(arguments.name, row | origin)
             kinds = [kind for kind in kinds if kind != arguments.in_the_time_of]
         for kind in kinds:
             rows.append(train(arguments, overrides, kind, seed, seconds))

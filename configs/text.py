@@ -12,7 +12,8 @@ Files are read as bytes. Only the byte order mark of UTF-8 at the beginning of a
 lines is a part of the text. Files in UTF-16 or UTF-32 with such a mark are refused.
 
 Of JSON lines, a file or a folder with .jsonl files, --config.data.text_field=text reads the field `text` of every line
-as a document.
+as a document. --config.data.tokens=subwords reads subwords, and data.pack_documents packs short documents; see
+docs/text.md.
 """
 
 from ml_collections import ConfigDict

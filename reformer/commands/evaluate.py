@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: reformer-eval --workdir=DIR [--split=test] [--config.group.field=value]."""
+"""Evaluates a checkpoint: `reformer-eval --workdir=DIR [--split=test] [--config.group.field=value]`."""
 
 import json
 

@@ -14,7 +14,8 @@ from rich.progress import Progress
 
 from reformer.commands import command_line, generation, painting
 from reformer.configs import base
-from reformer.data import load
+from reformer.data import load, packing, text_tokens
+from reformer.data.text_tokens import BYTES, TextTokens
 from reformer.decoding.sampling import Sampling
 from reformer.host import paths
 from reformer.training import settings
@@ -82,18 +83,20 @@ def parse(arguments: list[str]) -> Job:
     stored.sharding = base.get_group("sharding")
     stored.sharding.data = 1  # one device unless asked, however many the training had
     config = command_line.override(stored, overrides)
+    of_text, ends = _of_text(known.workdir, config)
     kind, length, given = load.kind(config.data.name), settings.window_length(config), np.zeros((0, 0), np.int32)
     if kind == "images":
         prompts, num_tokens, given = _image_prompts(known, config, length)
     elif kind == "text":
-        prompts = _text_prompts(known)
+        prompts = _text_prompts(known, of_text)
         room = config.model.max_length + 1 - max(map(len, prompts))
         num_tokens = 500 if known.keep_last else max(1, min(500, room))
     else:
         raise ValueError(f"data.name={config.data.name!r} is neither text nor images. Use a run on one of these.")
-    sampling = Sampling(None, known.temperature, known.top_k, known.top_p, generation.stop_id(known.stop))
+    stop = ends if known.stop is None else generation.stop_id(known.stop, of_text)
+    sampling = Sampling(None, known.temperature, known.top_k, known.top_p, stop)
     num_tokens = num_tokens if known.num_tokens is None else known.num_tokens
-    how = (num_tokens, sampling, known.seed, known.keep_last)
+    how = (num_tokens, sampling, known.seed, known.keep_last, of_text)
     made = generation.prepare(config, known.workdir, known.checkpoint, prompts, *how)
     out = known.out or (known.workdir / "samples.png" if kind == "images" else None)
     command_line.check_output("--out", out)
@@ -102,10 +105,18 @@ def parse(arguments: list[str]) -> Job:
     return Job(kind, made, given, length, out, known.scale)
 
 
-def _text_prompts(known: argparse.Namespace) -> list[np.ndarray]:
+def _of_text(workdir: Path, config) -> tuple[TextTokens, int | None]:
+    """What the text of a run is made of, and the id that ends one; bytes, and None, of a run on images."""
+    if load.kind(config.data.name) != "text":
+        return BYTES, None
+    of_text = text_tokens.of_run(workdir, config.data.tokens)
+    return of_text, packing.separator_of(of_text, config.data.pack_documents, config.data.separate_documents)
+
+
+def _text_prompts(known: argparse.Namespace, of_text: TextTokens) -> list[np.ndarray]:
     if known.complete or known.image or known.scale:
         raise ValueError("--complete, --image and --scale are for runs on images. Continue a text with --prompt.")
-    return generation.text_prompts(known.prompt, known.prompt_file, known.batch)
+    return generation.text_prompts(known.prompt, known.prompt_file, known.batch, of_text)
 
 
 def _image_prompts(known: argparse.Namespace, config, length: int) -> tuple[list[np.ndarray], int, np.ndarray]:

@@ -16,10 +16,10 @@ from reformer import decoding, sharding
 from reformer.commands import command_line
 from reformer.config import ReformerConfig
 from reformer.data import documents, load, text
+from reformer.data.text_tokens import BYTES, TextTokens
 from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, evaluation, settings
 
-NUM_VALUES = 256  # bytes, or values of a colour: the ids above are reserved and never written
 Prompt = Int[np.ndarray, " prompt"]
 
 
@@ -36,6 +36,7 @@ class Generation:
     seed: int
     mesh: jax.sharding.Mesh
     keep_last: int | None = None
+    of_text: TextTokens = BYTES
 
     def tokens(self) -> Iterator[Int[np.ndarray, "batch tokens"]]:
         """Yields the new tokens of every prompt as they come.
@@ -64,6 +65,7 @@ def prepare(
     sampling: decoding.Sampling,
     seed: int,
     keep_last: int | None = None,
+    of_text: TextTokens = BYTES,
 ) -> Generation:
     """Checks a config against the stored one and the prompts against both.
 
@@ -76,6 +78,7 @@ def prepare(
       sampling: How they are drawn.
       seed: Of the draws and of the LSH rotations.
       keep_last: As in `decoding.generate`.
+      of_text: What a text of the run is made of; images have as many values as there are bytes.
 
     Raises:
       ValueError: If something is wrong; the message says what, and how to repair it.
@@ -88,11 +91,11 @@ def prepare(
     evaluation.check_changes(changes, stored, config, ("model", "sharding", *of_data))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, wanted)
-    sampling = dataclasses.replace(sampling, num_ids=NUM_VALUES)
+    sampling = dataclasses.replace(sampling, num_ids=of_text.num_ids)
     decoding.check(model_config, prompts, num_tokens, sampling, keep_last)
     model_config = fix_num_buckets(model_config, settings.window_length(stored))
     mesh = _mesh(config.sharding, model_config, len(prompts))
-    return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed, mesh, keep_last)
+    return Generation(model_config, workdir, step, list(prompts), num_tokens, sampling, seed, mesh, keep_last, of_text)
 
 
 def _mesh(sizes: ConfigDict, model_config: ReformerConfig, num_prompts: int) -> jax.sharding.Mesh:
@@ -106,13 +109,14 @@ def _mesh(sizes: ConfigDict, model_config: ReformerConfig, num_prompts: int) -> 
     return mesh
 
 
-def text_prompts(texts: Sequence[str], file: Path | None, batch: int) -> list[np.ndarray]:
+def text_prompts(texts: Sequence[str], file: Path | None, batch: int, of_text: TextTokens = BYTES) -> list[np.ndarray]:
     """Returns `batch` prompts for each text and for the content of the file, or for nothing if there is none of these.
 
-    A prompt begins with the begin id, as windows do in training. It may hold any bytes.
+    A prompt begins with the begin id, as windows do in training. It may hold any bytes, unless
+    the run reads subwords.
 
     Raises:
-      ValueError: If the file cannot be read, or is text in UTF-16.
+      ValueError: If the file cannot be read, or is text in UTF-16; of subwords, if it is no UTF-8.
     """
     contents = [text.bytes_of(prompt) for prompt in texts]
     if file is not None:
@@ -121,16 +125,21 @@ def text_prompts(texts: Sequence[str], file: Path | None, batch: int) -> list[np
         except OSError as error:
             raise ValueError(f"--prompt_file={file} cannot be read ({error.strerror}).") from error
         contents.append(content[documents.num_mark_bytes(content[:4], f"--prompt_file={file}") :])
-    prompts = [np.concatenate([[text.BEGIN_ID], text.encode(content)]) for content in contents or [b""]]
+    prompts = [np.concatenate([[of_text.begin_id], of_text.encode(content)]) for content in contents or [b""]]
     return [prompt.astype(np.int32) for prompt in prompts for _ in range(batch)]
 
 
-def stop_id(character: str | None) -> int | None:
-    """Returns the id of the byte that ends a text.
+def stop_id(character: str | None, of_text: TextTokens = BYTES) -> int | None:
+    """Returns the id of the byte, or subword, that ends a text.
 
     Raises:
-      ValueError: If it is not one byte.
+      ValueError: If it is not one byte, or not one subword.
     """
+    if character is not None and of_text is not BYTES:
+        ids = of_text.encode(text.bytes_of(character)).tolist()
+        if len(ids) != 1:
+            raise ValueError(f"--stop={character!r} must be one subword of the run; it is {len(ids)}.")
+        return ids[0]
     if character is not None and len(text.bytes_of(character)) != 1:
         raise ValueError(f"--stop={character!r} must be one character of one byte.")
     return None if character is None else text.bytes_of(character)[0]
@@ -143,12 +152,14 @@ def write_text(generation: Generation) -> list[bytes]:
       Prompt and continuation of every row, as they are: what is no UTF-8 is replaced on the terminal only.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    rows = [text.decode(ids) for ids in generation.prompts]
+    decoders = [generation.of_text.decoder() for _ in generation.prompts]
+    rows = [decode(ids.tolist()) for decode, ids in zip(decoders, generation.prompts, strict=True)]
     print(decoder.decode(rows[0]), end="", flush=True)
     stopped = np.zeros(len(rows), bool)
     for new in generation.tokens():
-        parts = [text.decode(_until(ids, generation.sampling.stop_id)) for ids in new]
-        parts = [b"" if has_ended else part for part, has_ended in zip(parts, stopped, strict=True)]
+        ids = [_until(row, generation.sampling.stop_id).tolist() for row in new]
+        ids = [[] if has_ended else row for row, has_ended in zip(ids, stopped, strict=True)]
+        parts = [decode(row) for decode, row in zip(decoders, ids, strict=True)]
         rows = [row + part for row, part in zip(rows, parts, strict=True)]
         print(decoder.decode(parts[0]), end="", flush=True)
         stopped |= (new == generation.sampling.stop_id).any(axis=1)

@@ -7,7 +7,8 @@ import jax
 
 from reformer import configs, decoding
 from reformer.commands import command_line
-from reformer.data import load, source, text
+from reformer.data import load, source
+from reformer.data.text_tokens import BYTES
 from reformer.host import paths
 from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, distributed, loop, manifest, memory, report, settings, stopping
@@ -44,7 +45,8 @@ def say_how_to_continue(stopped: stopping.Stopped) -> None:
 
 def say_what_was_learned(run: loop.Run, result: dict) -> None:
     """Prints the model's loss beside simpler models, and a sample of text; draws the curves."""
-    unit = run.data.unit
+    # Tokens of a text that stand for several bytes each: simpler models know bytes.
+    unit = "byte" if "bits_per_byte" in result else run.data.unit
     length, max_examples = settings.window_length(run.config), run.config.evaluation.max_examples
     simpler = run.data.baselines("valid", length, max_examples)
     examples = source.chosen_examples(run.data, "valid", length, max_examples)
@@ -69,9 +71,12 @@ def print_sample(run: loop.Run) -> None:
     config = fix_num_buckets(run.model_config, settings.window_length(run.config))
     _, variables = checkpoint.load(run.workdir)
     num_tokens = min(200, config.max_length)
-    sampling = decoding.Sampling(num_ids=256, temperature=0.8)
-    tokens = decoding.sample(config, variables, [[text.BEGIN_ID]], num_tokens, sampling=sampling, rng=jax.random.key(0))
-    print(f"a sample:\n{text.decode(tokens[0]).decode(errors='replace')}")
+    tokens = getattr(run.data, "tokens", BYTES)  # a data set of one's own has bytes
+    sampling = decoding.Sampling(num_ids=tokens.num_ids, temperature=0.8)
+    drawn = decoding.sample(
+        config, variables, [[tokens.begin_id]], num_tokens, sampling=sampling, rng=jax.random.key(0)
+    )
+    print(f"a sample:\n{tokens.decode(drawn[0]).decode(errors='replace')}")
 
 
 def show(known: report.Summary) -> None:

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from reformer.data.source import Source
 from reformer.host import paths
@@ -29,6 +29,11 @@ class DataSet(Options, abc.ABC):
 
     def check_length(self, length: int) -> None:
         """Raises a ValueError if no example can have `length` tokens; reads nothing."""
+
+    def misfits(self, config: Any) -> Iterator[str]:
+        """Yields a sentence for each thing of a whole config that does not fit these data; it reads nothing."""
+        del config
+        yield from ()
 
     @abc.abstractmethod
     def load(self, length: int) -> Source:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from reformer.data import baselines
-from reformer.data.source import Example, Row, Source, chosen_examples, pad
+from reformer.data.source import Example, Row, Source, assets, chosen_examples, pad
 
 _SPLITS = {"train": 0, "valid": 1, "test": 2}
 _MAX_COUNTED = 10_000  # training examples that the baselines read
@@ -77,6 +77,11 @@ class Masked:
         """Of the source: what is hidden follows from it and from the config."""
         return self.source.fingerprint
 
+    @property
+    def assets(self) -> dict[str, bytes]:
+        """Those of the source."""
+        return assets(self.source)
+
     def training_examples(self, length: int, seed: int) -> grain.MapDataset:
         """The examples of the source, with other hidden tokens each time."""
         return self.source.training_examples(length, seed).random_map(_Hide(self))
@@ -121,7 +126,7 @@ class Masked:
 
     def hide(self, example: Example, rng: np.random.Generator) -> MaskedExample:
         """Draws which tokens are chosen, and what stands in their place."""
-        targets, weights = example
+        targets, weights, _ = example
         weights = np.ones(len(targets), np.float32) if weights is None else weights
         counting = np.flatnonzero(weights)
         chosen = rng.choice(counting, max(1, round(self.rate * len(counting))), replace=False)

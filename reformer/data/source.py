@@ -17,10 +17,11 @@ Batch = dict[str, np.ndarray]  # rows, stacked on axis 0
 
 
 class Example(NamedTuple):
-    """Targets, and the weight of each in the loss; None = 1."""
+    """Targets, the weight of each in the loss, None = 1, and the bytes that each stands for, None = not told."""
 
     targets: Int32[np.ndarray, " length"]
     weights: Float32[np.ndarray, " length"] | None = None
+    num_bytes: Float32[np.ndarray, " length"] | None = None
 
 
 @runtime_checkable
@@ -108,24 +109,28 @@ class NextToken(abc.ABC):
         return self.begin_id + 1
 
     def to_row(self, example: Example, padded_length: int | None) -> Row:
-        """As `Source.to_row` has it: `tokens` and `targets` int32, and if padded a `mask` bool, True = real."""
+        """As `Source.to_row` has it: `tokens` and `targets` int32, and if padded a `mask` bool, True = real.
+
+        Padded rows of tokens that stand for several bytes have `num_bytes` float32 too.
+        """
         return next_token_row(example, self.begin_id, padded_length)
 
 
 def next_token_row(example: Example, begin_id: int, padded_length: int | None) -> Row:
     """The arrays that a model takes which predicts each target from those before it; as `NextToken.to_row`."""
-    targets, weights = example
+    targets, weights, num_bytes = example
     tokens = np.concatenate([np.array([begin_id], np.int32), targets[:-1]])
     if padded_length is None:
         row = {"tokens": tokens, "targets": targets}
         return row if weights is None else row | {"weights": weights}
     weights = np.ones(len(targets), np.float32) if weights is None else weights
-    return {
+    row = {
         "tokens": pad(tokens, padded_length, begin_id),
         "targets": pad(targets, padded_length, begin_id),
         "weights": pad(weights, padded_length, 0),
         "mask": np.arange(padded_length) < len(targets),
     }
+    return row if num_bytes is None else row | {"num_bytes": pad(num_bytes, padded_length, 0)}
 
 
 def pad(array: np.ndarray, length: int, value: Any) -> np.ndarray:

@@ -109,13 +109,15 @@ def read(path: str) -> Subwords:
     return found
 
 
-def learn(lines: Sequence[str], num_ids: int, cache_dir: Path) -> Subwords:
+def learn(lines: Sequence[str], num_ids: int, cache_dir: Path, *, restores_spaces: bool = False) -> Subwords:
     """Learns subwords by byte-pair encoding, or finds them where they were kept when the same lines were learned.
 
     Args:
         lines: the training text; at most 2 million lines are read, evenly spread.
         num_ids: size of the vocabulary, reserved ids included.
         cache_dir: folder that keeps the vocabulary in `subwords`.
+        restores_spaces: every text is restored byte for byte, spaces too, and no space is put before it. Characters
+            that make up less than 0.05 % of the text together are spelled in bytes.
 
     Raises:
         ValueError: the text is too small for so many subwords or has too many characters for so few, or `cache_dir`
@@ -125,13 +127,14 @@ def learn(lines: Sequence[str], num_ids: int, cache_dir: Path) -> Subwords:
     longest = max((len(line.encode()) for line in lines), default=0)
     # Sentencepiece leaves longer lines out. Its own limit is kept where it does no harm: it is a part of the model.
     most_bytes = longest if longest > _DEFAULT_MOST_BYTES else None
-    digest = hashlib.sha256(f"{_RECIPE} {num_ids}{f' {most_bytes}' if most_bytes else ''}".encode())
+    recipe = _RECIPE + " with spaces" * restores_spaces
+    digest = hashlib.sha256(f"{recipe} {num_ids}{f' {most_bytes}' if most_bytes else ''}".encode())
     for line in lines:
         digest.update(line.encode() + b"\n")
     file = cache_dir / "subwords" / f"{digest.hexdigest()[:32]}.model"
     if file.is_file():
         return read(str(file))
-    found = Subwords(_train(lines, num_ids, most_bytes or _DEFAULT_MOST_BYTES))
+    found = Subwords(_train(lines, num_ids, most_bytes or _DEFAULT_MOST_BYTES, restores_spaces))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
@@ -147,7 +150,7 @@ def learn(lines: Sequence[str], num_ids: int, cache_dir: Path) -> Subwords:
     return found
 
 
-def _train(lines: Iterable[str], num_ids: int, most_bytes: int) -> bytes:
+def _train(lines: Iterable[str], num_ids: int, most_bytes: int, restores_spaces: bool) -> bytes:
     with extras.needed_for("a vocabulary of subwords", "translation"):
         from sentencepiece import SentencePieceTrainer
 
@@ -169,7 +172,10 @@ def _train(lines: Iterable[str], num_ids: int, most_bytes: int) -> bytes:
             unk_piece=unknown,
             control_symbols=[separator],
             byte_fallback=True,
-            character_coverage=1.0,
+            character_coverage=0.9995 if restores_spaces else 1.0,
+            remove_extra_whitespaces=not restores_spaces,
+            add_dummy_prefix=not restores_spaces,
+            allow_whitespace_only_pieces=restores_spaces,
             normalization_rule_name="identity",
             max_sentence_length=most_bytes,
             num_threads=1,  # the same vocabulary every time

@@ -14,13 +14,16 @@ from ml_collections import ConfigDict
 
 from reformer.commands import command_line
 from reformer.config import ReformerConfig
-from reformer.data import documents, load, source, text
+from reformer.data import documents, load, source, text, text_tokens
+from reformer.data.text_tokens import BYTES, TextTokens
 from reformer.host import paths
 from reformer.inspection import measure, pictures, story
 from reformer.layers.kinds import fix_num_buckets
 from reformer.training import checkpoint, settings
+from reformer.training.workdir import with_own_vocabulary
 
-_SYMBOLS = {ord("\n"): "↵", ord(" "): "␣", ord("\t"): "⇥", text.BEGIN_ID: "▸"}
+_SYMBOLS = {"\n": "↵", " ": "␣", "\t": "⇥"}
+_MOST_CHARACTERS = 3  # of a subword in a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Request:
     hash_seed: int
     out: Path
     ending: str = "png"
+    of_text: TextTokens = BYTES
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -54,9 +58,11 @@ def parse(arguments: Sequence[str]) -> Request:
         raise ValueError(f"--out={out} is a file. Name a directory.")
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoint.choose(checkpoints, known.checkpoint)
-    tokens = _tokens(known, stored, config)
+    of_text = text_tokens.of_run(workdir, stored["data"].get("tokens", "bytes")) if _is_text(stored) else BYTES
+    tokens = _tokens(known, stored, config, of_text)
     variables = checkpoint.load(workdir, step)[1]
-    return Request(config, variables, workdir, step, tokens, _is_text(stored), known.hash_seed, out, known.format)
+    is_text, how = _is_text(stored), (known.hash_seed, out, known.format, of_text)
+    return Request(config, variables, workdir, step, tokens, is_text, *how)
 
 
 def _parser() -> command_line.Parser:
@@ -79,13 +85,13 @@ def _is_text(stored: dict[str, Any]) -> bool:
     return load.kind(stored["data"]["name"]) == "text"
 
 
-def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.ndarray:
+def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig, of_text: TextTokens) -> np.ndarray:
     """The input, without padding."""
     length = settings.window_length(stored) if known.length is None else known.length
     if not 1 <= length <= config.max_length:
         raise ValueError(f"--length={known.length} must be from 1 to the model's max_length={config.max_length}.")
     if known.text is None and known.file is None:
-        return _first_example(stored, length)[:length]
+        return _first_example(known.workdir, stored, length)[:length]
     if not _is_text(stored):
         raise ValueError(f"data.name={stored['data']['name']!r} is not text. Leave out --text and --file.")
     try:
@@ -96,16 +102,19 @@ def _tokens(known: Any, stored: dict[str, Any], config: ReformerConfig) -> np.nd
         given = given[documents.num_mark_bytes(given[:4], f"--file={known.file}") :]
     if not given:
         raise ValueError("The input is empty. Give at least one byte.")
-    return np.concatenate([np.array([text.BEGIN_ID], np.int32), text.encode(given)])[:length]
+    return np.concatenate([np.array([of_text.begin_id], np.int32), of_text.encode(given)])[:length]
 
 
-def _first_example(stored: dict[str, Any], length: int) -> np.ndarray:
-    """Tokens of the first validation example: of `length` bytes of a text; others have a length of their own."""
+def _first_example(workdir: Path, stored: dict[str, Any], length: int) -> np.ndarray:
+    """Tokens of the first validation example: `length` of a text; others have a length of their own."""
     if not _is_text(stored):
         length = settings.window_length(stored)
-    data = load.load(ConfigDict(stored["data"]), length)
+    data = load.load(with_own_vocabulary(workdir, ConfigDict(stored)).data, length)
     first = source.evaluation_batches(data, "valid", length=length, batch_size=1, max_examples=1)[0]
-    return first["tokens"][0][first["mask"][0]]
+    is_shown = first["mask"][0]
+    if "documents" in first:  # which do not see each other
+        is_shown &= first["documents"][0] == 0
+    return first["tokens"][0][is_shown]
 
 
 def inspect(request: Request) -> dict[str, Any]:
@@ -134,13 +143,17 @@ def _story(request: Request, rng: jax.Array):
         request.config, semantics="reformer", num_hashes=1, num_buckets=None, lsh_chunk_length=story.CHUNK_LENGTH
     )
     layers = measure.measure(config, request.variables, tokens, rng, counts=())
-    symbols = [_symbol(token) if request.is_text else "" for token in tokens.tolist()]
+    symbols = [_symbol(token, request.of_text) if request.is_text else "" for token in tokens.tolist()]
     legend = "▸ begin, ␣ space, ↵ new line" if request.is_text else ""
     return story.draw_story(next(layer for layer in layers if layer.sorting is not None), symbols, legend)
 
 
-def _symbol(token: int) -> str:
-    return _SYMBOLS.get(token) or (chr(token) if 32 < token < 127 else "·")
+def _symbol(token: int, of_text: TextTokens) -> str:
+    if token == of_text.begin_id:
+        return "▸"
+    written = of_text.decode(np.array([token])).decode(errors="replace")
+    shown = (_SYMBOLS.get(c) or (c if c.isascii() and c.isprintable() else "·") for c in written[:_MOST_CHARACTERS])
+    return "".join(shown) or "·"
 
 
 def _record(layer: measure.Layer) -> dict[str, Any]:

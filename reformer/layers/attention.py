@@ -23,11 +23,13 @@ class Fixed(NamedTuple):
       mask: True = real token; None = all.
       rotations: of a layer that hashes.
       seed: of the dropout masks; None = no dropout.
+      documents: of every token the number of its document; None = all is one.
     """
 
     mask: Bool[Array, "batch length"] | None = None
     rotations: Float[Array, "heads head_dim rounds columns"] | None = None
     seed: UInt[Array, ""] | None = None
+    documents: Int[Array, "batch length"] | None = None
 
 
 def with_taps(params, arrays: Arrays) -> Arrays:

@@ -49,37 +49,37 @@ class AttentionResidual:
         added = self._attend_and_combine(params, onto, projected, plan, self._without_spare_buckets(seen), fixed)
         return added, seen.order if self.observe is None else self.observe(projected, plan, seen)
 
-    def undo(self, params, x, onto, context, fixed: Fixed, order: Order | None, cotangent, onto_cotangent):
+    def undo(self, params, x, onto, context, fixed: Fixed, order: Order | None, d_value, d_onto):
         """As `reversible.Residual` has it."""
         chunk_length = self.config.mlp_chunk_length
         projected = self._project_all(params, x)
         plan, given = self._prepare(projected, fixed, order)
-        of_attended = self._transpose_combine(params, x, projected, fixed, cotangent)
-        attended, of_projected = _attend_with_gradients(plan, projected, given, of_attended)
-        rebuilt, of_output, _ = chunked_vjp(
+        d_attended = self._transpose_combine(params, x, projected, fixed, d_value)
+        attended, d_projected = _attend_with_gradients(plan, projected, given, d_attended)
+        rebuilt, d_output, _ = chunked_vjp(
             lambda params, seed, attended, row: self._combine(params, attended, row, x.dtype, seed),
             params,
             fixed.seed,
-            (attended, cotangent, token_numbers(x)),
+            (attended, d_value, token_numbers(x)),
             chunk_length,
             in_axis=(2, 1, 1),
             out_axis=(1, 2),
             onto=(onto, None),
         )
-        _, of_projections, of_x = chunked_vjp(
+        _, d_projections, d_x = chunked_vjp(
             lambda params, _, x: self._project(params, x),
             params,
             None,
-            (x, of_projected._replace(taps=None)),
+            (x, d_projected._replace(taps=None)),
             chunk_length,
             in_axis=(1, 2),
             out_axis=(2, 1),
-            onto=(None, onto_cotangent),
+            onto=(None, d_onto),
         )
-        of_params = jax.tree.map(jnp.add, of_output, of_projections)
-        if of_projected.taps is not None:
-            of_params |= {"taps": jnp.sum(of_projected.taps, axis=0)}
-        return rebuilt, of_params, of_x, jax.tree.map(jnp.zeros_like, context)
+        d_params = jax.tree.map(jnp.add, d_output, d_projections)
+        if d_projected.taps is not None:
+            d_params |= {"taps": jnp.sum(d_projected.taps, axis=0)}
+        return rebuilt, d_params, d_x, jax.tree.map(jnp.zeros_like, context)
 
     @property
     def _layer(self) -> SelfAttention:
@@ -113,11 +113,11 @@ class AttentionResidual:
         seeds = None
         if plan.rule.dropout_rate:
             seeds = ops.dropout_seeds(fold(fixed.seed, 1), batch, num_heads)
-        return plan, Given(fixed.mask, order, seeds)
+        return plan, Given(fixed.mask, order, seeds, fixed.documents)
 
     def _attend_and_combine(self, params, onto, projected: Arrays, plan: Plan, given: Given, fixed: Fixed):
         return map_length(
-            lambda whole, pair: self._combine(whole[0], pair[0], pair[1], onto.dtype, whole[1]),
+            lambda common, pair: self._combine(common[0], pair[0], pair[1], onto.dtype, common[1]),
             (params, fixed.seed),
             (_attend(plan, projected, given), token_numbers(onto)),
             self.config.mlp_chunk_length,
@@ -125,38 +125,42 @@ class AttentionResidual:
             onto=onto,
         )
 
-    def _transpose_combine(self, params, x, projected: Arrays, fixed: Fixed, cotangent):
+    def _transpose_combine(self, params, x, projected: Arrays, fixed: Fixed, d_value):
         """The cotangent of what was attended: `combine` is linear, so it is known before the attention is."""
 
-        def transpose(whole, chunk):
-            (params, seed), (cotangent, row) = whole, chunk
+        def transpose(common, chunk):
+            (params, seed), (d_value, row) = common, chunk
             batch, length = row.shape
             shape = (batch, self.config.num_heads, length, self.config.head_dim)
             unused = jnp.zeros(shape, projected.value.dtype)
             _, vjp = jax.vjp(lambda y: self._combine(params, y, row, x.dtype, seed), unused)
-            return vjp(cotangent)[0]
+            return vjp(d_value)[0]
 
-        whole, chunk_length = (params, fixed.seed), self.config.mlp_chunk_length
-        return map_length(transpose, whole, (cotangent, token_numbers(x)), chunk_length, out_axis=2)
+        common, chunk_length = (params, fixed.seed), self.config.mlp_chunk_length
+        return map_length(transpose, common, (d_value, token_numbers(x)), chunk_length, out_axis=2)
 
 
 def attention_residual(config: ReformerConfig, kind: str, observe: Callable | None = None) -> Residual:
     """The layer as the reversible stack takes it; with `observe` for the forward pass only."""
-    of_layer = AttentionResidual(config, kind, observe)
-    return Residual(of_layer.apply, of_layer.undo)
+    residual = AttentionResidual(config, kind, observe)
+    return Residual(residual.apply, residual.undo)
 
 
 def _specs():
     """Where arrays by example, by example and head, and by head lie, and what attention is given."""
     batch, batch_heads = sharding.spec("act_batch"), sharding.spec("act_batch", "act_heads")
-    return batch, batch_heads, sharding.spec("act_heads"), Given(batch, batch_heads, batch_heads)
+    return batch, batch_heads, sharding.spec("act_heads"), Given(batch, batch_heads, batch_heads, batch)
 
 
 def _sort(kind: Kind, config: ReformerConfig, query, fixed: Fixed, keep_buckets: bool) -> Order:
     """Hashes and sorts, every head and example on its own device."""
     batch, batch_heads, heads, _ = _specs()
-    sort = partial(kind.sort, config, keep_buckets=keep_buckets)
-    return sharding.shard_map(sort, (batch_heads, heads, batch), batch_heads)(query, fixed.rotations, fixed.mask)
+
+    def sort(query, rotations, mask, documents):
+        return kind.sort(config, query, rotations, mask, keep_buckets, documents)
+
+    run = sharding.shard_map(sort, (batch_heads, heads, batch, batch), batch_heads)
+    return run(query, fixed.rotations, fixed.mask, fixed.documents)
 
 
 def _attend(plan: Plan, projected: Arrays, given: Given):

@@ -92,7 +92,7 @@ class CrossAttentionResidual:
     """A cross-attention layer as a residual function; its context is an array, its fixed input a `Fixed`.
 
     The mask of the fixed input is that of the context. Queries are worked in chunks, of `mlp_chunk_length` or fewer if
-    their scores would take too much memory; keys and values are there as a whole, and in the reverse sweep
+    their scores would take too much memory; keys and values are there as a common, and in the reverse sweep
     their cotangents are.
     """
 
@@ -102,35 +102,35 @@ class CrossAttentionResidual:
         """As `reversible.Residual` has it."""
         source = self._project_all(params, context)
 
-        def attend(whole, chunk):
-            (params, source), fixed = whole
+        def attend(common, chunk):
+            (params, source), fixed = common
             return self._attend(params, source, fixed, *chunk)
 
-        whole, chunk_length = ((params, source), fixed), self._chunk_length(source)
-        return map_length(attend, whole, (x, token_numbers(x)), chunk_length, onto=onto), ()
+        common, chunk_length = ((params, source), fixed), self._chunk_length(source)
+        return map_length(attend, common, (x, token_numbers(x)), chunk_length, onto=onto), ()
 
-    def undo(self, params, x, onto, context, fixed: Fixed, saved, cotangent, onto_cotangent):
+    def undo(self, params, x, onto, context, fixed: Fixed, saved, d_value, d_onto):
         """As `reversible.Residual` has it."""
         del saved
         source = self._project_all(params, context)
-        rebuilt, (of_params, of_source), of_x = chunked_vjp(
+        rebuilt, (d_params, d_source), d_x = chunked_vjp(
             lambda both, fixed, x, row: self._attend(both[0], both[1], fixed, x, row),
             (params, source),
             fixed,
-            (x, cotangent, token_numbers(x)),
+            (x, d_value, token_numbers(x)),
             self._chunk_length(source),
-            onto=(onto, onto_cotangent),
+            onto=(onto, d_onto),
         )
-        _, of_projections, of_context = chunked_vjp(
+        _, d_projections, d_context = chunked_vjp(
             lambda params, _, context: self._project(params, context),
             params,
             None,
-            (context, of_source),
+            (context, d_source),
             self.config.mlp_chunk_length,
             in_axis=(1, 2),
             out_axis=(2, 1),
         )
-        return rebuilt, jax.tree.map(jnp.add, of_params, of_projections), of_x, of_context
+        return rebuilt, jax.tree.map(jnp.add, d_params, d_projections), d_x, d_context
 
     @property
     def _layer(self) -> CrossAttention:
@@ -153,5 +153,5 @@ class CrossAttentionResidual:
 
 def cross_attention_residual(config: ReformerConfig) -> Residual:
     """The layer as the reversible stack takes it."""
-    of_layer = CrossAttentionResidual(config)
-    return Residual(of_layer.apply, of_layer.undo)
+    residual = CrossAttentionResidual(config)
+    return Residual(residual.apply, residual.undo)

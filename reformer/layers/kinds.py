@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from reformer.config import ATTENTION_KINDS, ReformerConfig
 from reformer.ops import hashing
@@ -70,6 +70,7 @@ class Kind:
         rotations: Float[Array, "heads head_dim rounds columns"],
         mask: Bool[Array, "batch length"] | None,
         keep_buckets: bool,
+        documents: Int[Array, "batch length"] | None = None,
     ) -> Order:
         """How the tokens are ordered in every round, if `is_hashed`.
 
@@ -79,6 +80,7 @@ class Kind:
           rotations: of the layer.
           mask: True = real token; None = all are.
           keep_buckets: whether the order holds the buckets, which then is a rule: tokens of different ones do not meet.
+          documents: numbers of the documents, whose tokens should lie together; None = all is one.
         """
         raise NotImplementedError
 
@@ -171,10 +173,10 @@ class Lsh(Kind):
         options = (config.lsh_correct_duplicates, config.attention_implementation)
         return chunked_plan(length, config.lsh_chunk_length, rule, *options)
 
-    def sort(self, config: ReformerConfig, query, rotations, mask, keep_buckets: bool) -> Order:
+    def sort(self, config: ReformerConfig, query, rotations, mask, keep_buckets: bool, documents=None) -> Order:
         """As `Kind` has it."""
         factors = num_buckets(query.shape[2], config)
-        return sort_by_hash(query, rotations, factors, mask, keep_buckets=keep_buckets)
+        return sort_by_hash(query, rotations, factors, mask, keep_buckets=keep_buckets, documents=documents)
 
     def cache(self, config: ReformerConfig, capacity: int) -> CachePlan:
         """As `Kind` has it."""

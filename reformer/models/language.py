@@ -71,6 +71,7 @@ class TokenModel(Trunk):
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length outputs"]:
         """Computes the logits of every position.
@@ -80,6 +81,7 @@ class TokenModel(Trunk):
           mask: True = real token; None = all are.
           rotations: for every LSH layer in depth order; None = drawn from the rng named 'hash'.
           encoded: what cross attention attends to; None where there is none.
+          documents: of every token the number of its document; see `Trunk.run`.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
 
         Returns:
@@ -88,7 +90,7 @@ class TokenModel(Trunk):
         Raises:
           ValueError: the sequence is too long, an id does not exist, or rotations are wrong or missing.
         """
-        streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded)
+        streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded, documents=documents)
         return _logits(self.config, self.num_outputs, self._head_params(), streams, token_numbers(tokens), seed)
 
     def loss(
@@ -100,6 +102,7 @@ class TokenModel(Trunk):
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Computes the weighted cross-entropy, `loss_chunk_length` tokens at a time.
@@ -115,6 +118,7 @@ class TokenModel(Trunk):
           mask: as in `__call__`.
           rotations: as in `__call__`.
           encoded: as in `__call__`.
+          documents: as in `__call__`.
           deterministic: as in `__call__`.
 
         Returns:
@@ -124,7 +128,7 @@ class TokenModel(Trunk):
           ValueError: as in `__call__`.
         """
         self.check(tokens, targets, weights, mask)
-        streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded)
+        streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded, documents=documents)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
         return chunked_cross_entropy(
@@ -145,9 +149,11 @@ class TokenModel(Trunk):
         *,
         weights: Float[Array, "batch length"] | None = None,
         repeats: Float[Array, "batch length"] | None = None,
+        num_bytes: Float[Array, "batch length"] | None = None,
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
         look: Observer | None = None,
     ) -> Evaluated:
         """The loss without dropout, and how many targets have the largest logit; for evaluation.
@@ -157,16 +163,18 @@ class TokenModel(Trunk):
           targets: as in `loss`.
           weights: as in `loss`.
           repeats: 1 for targets whose mean bits are also told alone, as `others['repeats']`; None = there are none.
+          num_bytes: of text that every target stands for, to tell `others['bits_per_byte']`; None = that is not told.
           mask: as in `__call__`.
           rotations: as in `__call__`.
           encoded: as in `__call__`.
+          documents: as in `__call__`.
           look: as in `observe`; None = nobody looks.
 
         Raises:
           ValueError: as in `__call__`.
         """
         self.check(tokens, targets, weights, mask)
-        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations, encoded=encoded)
+        streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations, encoded=encoded, documents=documents)
         weights = _weights(weights, mask, streams)
         logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
         counted = (weights,) if repeats is None else (weights, weights * repeats)
@@ -176,6 +184,8 @@ class TokenModel(Trunk):
         others = self.measure(streams, targets, weights)
         for of_repeats, _, num_repeats in marked:
             others["repeats"] = (of_repeats / math.log(2), num_repeats)
+        if num_bytes is not None:
+            others["bits_per_byte"] = (nats / math.log(2), jnp.sum(weights * num_bytes))
         return Evaluated(nats, right, weight, others, seen)
 
     def measure(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped, UInt
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from reformer.config import ReformerConfig
 from reformer.layers import rotations as all_rotations
@@ -75,6 +75,7 @@ class Trunk(nn.Module):
         rotations: Rotations | None = None,
         deterministic: bool = True,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
     ) -> tuple[Streams, UInt[Array, ""] | None]:
         """Embeds and runs the stack.
 
@@ -85,6 +86,8 @@ class Trunk(nn.Module):
           rotations: of every LSH layer in depth order; None = drawn from the rng named 'hash'.
           deterministic: no dropout; False needs an rng named 'dropout' if a rate is positive.
           encoded: what the layers with cross attention attend to.
+          documents: of every token the number of its document, from 0, in ascending order: tokens attend within their
+            document only, and what one gives does not depend on the contents of the others; None = all is one.
 
         Returns:
           Both streams after the last layer, and the dropout seed of the head, None = no dropout.
@@ -93,18 +96,19 @@ class Trunk(nn.Module):
           ValueError: the sequence is empty or too long, an id does not exist, or mask, rotations or what is encoded do
             not fit or are missing.
         """
-        streams, seed, _ = self._run(inputs, mask, rotations, deterministic, encoded, None)
+        streams, seed, _ = self._run(inputs, mask, rotations, deterministic, encoded, documents, None)
         return streams, seed
 
-    def _run(self, inputs, mask, rotations, deterministic: bool, encoded: Encoded | None, look: stack.Observer | None):
+    def _run(self, inputs, mask, rotations, deterministic: bool, encoded, documents, look: stack.Observer | None):
         """`run`, and as third what `observe` returns."""
         config = self.config
         check_is_set(inputs)
         length = _check_inputs(inputs, mask, config.max_length)
+        _check_documents(config, inputs, documents)
         if _are_ids(inputs):
             check_ids("tokens", inputs, config.vocab_size, counting=(mask,), repair="the tokens")
         seed = self._dropout_seed(deterministic)
-        inputs, mask = _pad(inputs, mask, padded_length(length, config))
+        inputs, mask, documents = _pad(inputs, mask, documents, padded_length(length, config))
         x = self.embed(inputs)
         if _are_ids(inputs):
             x = spoil_missing(x, inputs, mask, config.vocab_size)
@@ -114,7 +118,8 @@ class Trunk(nn.Module):
         if self.is_initializing():
             self.stack(x[:1, :1])
         _check_encoded(config, len(x), encoded)
-        fixed = self._fixed(x.shape[1], mask, rotations, seed, None if encoded is None else encoded.mask)
+        encoded_mask = None if encoded is None else encoded.mask
+        fixed = self._fixed(x.shape[1], mask, rotations, seed, encoded_mask, documents)
         context = () if encoded is None else constrain(encoded.hidden, "act_batch", "replicated", "act_embed")
         streams, seen = stack.run_stack(config, self.variables["params"]["stack"], x, fixed, context, look)
         streams = jax.tree.map(lambda y: y[:, :length], streams)
@@ -144,7 +149,7 @@ class Trunk(nn.Module):
             raise ValueError("deterministic=False with dropout needs rngs={'dropout': key}.")
         return draw_seed(self.make_rng("dropout"))
 
-    def _fixed(self, length: int, mask, rotations, seed, encoded_mask):
+    def _fixed(self, length: int, mask, rotations, seed, encoded_mask, documents):
         """The fixed inputs of the residual functions, stacked over blocks."""
         config = self.config
         num_blocks, parts = config.num_blocks, stack.parts(config)
@@ -156,7 +161,8 @@ class Trunk(nn.Module):
         fixed = []
         for part, of_part in zip(parts * len(config.attention_pattern), seeds, strict=True):
             if part == "attention":
-                fixed.append(Fixed(stack.stack_over_blocks(mask, num_blocks), next(per_layer), of_part))
+                of_tokens = [stack.stack_over_blocks(x, num_blocks) for x in (mask, documents)]
+                fixed.append(Fixed(of_tokens[0], next(per_layer), of_part, of_tokens[1]))
             elif part == "cross_attention":
                 fixed.append(Fixed(stack.stack_over_blocks(encoded_mask, num_blocks), None, of_part))
             else:
@@ -183,6 +189,7 @@ class Trunk(nn.Module):
         mask: Bool[Array, "batch length"] | None = None,
         rotations: Rotations | None = None,
         encoded: Encoded | None = None,
+        documents: Int[Array, "batch length"] | None = None,
     ) -> tuple[Streams, tuple]:
         """Runs the model without dropout and looks into the attention of every layer.
 
@@ -194,6 +201,7 @@ class Trunk(nn.Module):
           mask: as in `run`.
           rotations: as in `run`.
           encoded: as in `run`.
+          documents: as in `run`.
 
         Returns:
           Both streams after the last layer, and for every layer of the pattern what `look` returned,
@@ -202,7 +210,7 @@ class Trunk(nn.Module):
         Raises:
           ValueError: as in `run`.
         """
-        streams, _, seen = self._run(inputs, mask, rotations, True, encoded, look)
+        streams, _, seen = self._run(inputs, mask, rotations, True, encoded, documents, look)
         return streams, seen
 
     def pool(
@@ -278,11 +286,24 @@ def _check_encoded(config: ReformerConfig, batch: int, encoded: Encoded | None) 
         )
 
 
-def _pad(inputs, mask, length: int):
+def _check_documents(config: ReformerConfig, inputs, documents) -> None:
+    if documents is None:
+        return
+    if documents.shape != inputs.shape[:2]:
+        raise ValueError(f"documents of shape {documents.shape} must be [batch, length] = {inputs.shape[:2]}.")
+    if config.attention_implementation != "plain":
+        raise ValueError(
+            f"attention_implementation={config.attention_implementation!r} does not keep documents apart. Use "
+            "attention_implementation='plain', or leave documents out."
+        )
+
+
+def _pad(inputs, mask, documents, length: int):
     """Pads to `length` with masked tokens, as Hugging Face's windows need it."""
     missing = length - inputs.shape[1]
     if not missing:
-        return inputs, mask
+        return inputs, mask, documents
     mask = jnp.ones(inputs.shape[:2], bool) if mask is None else mask
     behind = [(0, 0), (0, missing)]
-    return jnp.pad(inputs, behind + [(0, 0)] * (inputs.ndim - 2)), jnp.pad(mask, behind)
+    documents = None if documents is None else jnp.pad(documents, behind, mode="edge")
+    return jnp.pad(inputs, behind + [(0, 0)] * (inputs.ndim - 2)), jnp.pad(mask, behind), documents

@@ -183,15 +183,22 @@ def lsh_attention(
     return _swap_heads(attend(plan, arrays, given))
 
 
-def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: bool = False) -> Order:
+def sort_by_hash(query_key, rotations, num_buckets, mask=None, *, keep_buckets: bool = False, documents=None) -> Order:
     """Hashes and sorts `query_key` [batch, heads, length, head_dim]; other arguments as in `lsh_attention`.
+
+    With the numbers of `documents` [batch, length], which are below the length, every document has buckets of its own.
 
     Returns:
       Arrays [batch, heads, rounds, length].
     """
     factors = hashing.as_factors(num_buckets)
     buckets = hashing.hash_vectors(query_key, rotations, factors, mask)
-    permutation = sort_by_bucket(buckets, math.prod(factors) + (mask is not None))
+    count, own = math.prod(factors) + (mask is not None), buckets
+    if documents is not None:
+        own, count = documents[:, None, None] * count + buckets, documents.shape[1] * count
+        if count > 2**31:
+            raise ValueError(f"{documents.shape[1]} tokens have too many buckets for documents. Lower num_buckets.")
+    permutation = sort_by_bucket(own, count)
     return Order(permutation, buckets if keep_buckets else None)
 
 

@@ -63,7 +63,8 @@ def _tokens(plan: Plan, given: Given, rounds: _Round, this: _Round, length: int)
     if plan.correct_duplicates:
         chunks = rounds.inverse.T // plan.cut.chunk_length
         buckets = None if rounds.bucket is None else rounds.bucket.T
-    return Tokens(jnp.arange(length, dtype=jnp.int32), given.mask, this.bucket, chunks, buckets)
+    position = jnp.arange(length, dtype=jnp.int32)
+    return Tokens(position, given.mask, this.bucket, chunks, buckets, given.documents)
 
 
 class _View(NamedTuple):

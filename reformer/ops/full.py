@@ -57,12 +57,14 @@ def _query_slice(plan: Plan, x, i, fill=0):
 def _blocks(plan: Plan, arrays: Arrays, given: Given):
     """Returns a function that makes block `i`: some queries and all keys."""
     position = jnp.arange(arrays.query.shape[0], dtype=jnp.int32)
-    key_tokens = Tokens(position[None], None if given.mask is None else given.mask[None])
+    mask, documents = (None if x is None else x[None] for x in (given.mask, given.documents))
+    key_tokens = Tokens(position[None], mask, document=documents)
     seed = None if given.seed is None else fold(given.seed, 0)
     key = (unit_keys(arrays.query) if arrays.key is None else arrays.key)[None]
 
     def make_block(i) -> Block:
-        query_tokens = Tokens(_query_slice(plan, position, i, NO_POSITION))
+        document = None if given.documents is None else _query_slice(plan, given.documents, i)
+        query_tokens = Tokens(_query_slice(plan, position, i, NO_POSITION), document=document)
         pairs = Pairs(query_tokens, key_tokens, seed)
         return Block(_query_slice(plan, arrays.query, i), key, arrays.value[None], pairs)
 

@@ -70,6 +70,7 @@ class Tokens(NamedTuple):
       chunks: the number of the token's chunk in each of r rounds, to count how often a pair meets;
         None = duplicates are not corrected.
       buckets: likewise the buckets, where pairs of different buckets do not meet.
+      document: pairs of different documents are forbidden; None = all is one.
     """
 
     position: Int[Array, "*c n"]
@@ -77,6 +78,7 @@ class Tokens(NamedTuple):
     bucket: Int[Array, "*c n"] | None = None
     chunks: Int[Array, "*c n r"] | None = None
     buckets: Int[Array, "*c n r"] | None = None
+    document: Int[Array, "*c n"] | None = None
 
 
 class Pairs(NamedTuple):
@@ -105,6 +107,8 @@ def allowed(rule: Rule, pairs: Pairs) -> Bool[Array, "c q k"]:
         result &= _every_pair(rule.shows, query.position, key.position)
     if query.bucket is not None:
         result &= _every_pair(jnp.equal, query.bucket, key.bucket)
+    if query.document is not None:
+        result &= _every_pair(jnp.equal, query.document, key.document)
     return result
 
 

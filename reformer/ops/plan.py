@@ -37,11 +37,19 @@ class Order(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What attention is given and does not differentiate: mask (True = real token), order and dropout seed."""
+    """What attention is given and does not differentiate.
+
+    Attributes:
+      mask: True = real token.
+      order: of layers that sort.
+      seed: of the dropout masks.
+      documents: numbers of the documents of the tokens, which attend within their own; None = all is one.
+    """
 
     mask: Bool[Array, "*rows l"] | None = None
     order: Order | None = None
     seed: UInt[Array, "*rows"] | None = None
+    documents: Int[Array, "*rows l"] | None = None
 
 
 class Operation(Protocol):
@@ -93,7 +101,8 @@ class ByAutodiff:
 
     Attributes:
       attend: (rule, arrays, given) -> output [l, e] of one row. The key of the arrays is there under a shared
-        projection too. A function that is hashable, such as one at the top of a module.
+        projection too. A function that is hashable, such as one at the top of a module. That tokens
+        attend within their document only, where documents are given, is its affair.
     """
 
     attend: Callable[[Rule, Arrays, Given], Array]

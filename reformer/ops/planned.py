@@ -153,8 +153,9 @@ def _map_rows(plan: Plan, run, arrays: Arrays, given: Given, *others):
 def _flatten_rows(arrays: Arrays, given: Given, *others):
     """Merges the axes of examples and heads; returns the arrays, and the function that separates them again."""
     batch, num_heads, length, _ = arrays.query.shape
-    if given.mask is not None:
-        given = given._replace(mask=jnp.broadcast_to(given.mask[:, None], (batch, num_heads, length)))
+    of_tokens = {"mask": given.mask, "documents": given.documents}
+    spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (batch, num_heads, length)), of_tokens)
+    given = given._replace(**spread)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (arrays, given, *others))
     return flat, partial(jax.tree.map, lambda x: x.reshape(batch, num_heads, *x.shape[1:]))
 

@@ -69,6 +69,7 @@ def _problems_of_data(config: Any, task: Task, model: ReformerConfig, length: in
             f"config.model.vocab_size={model.vocab_size} is too small: config.data.name={name!r} and the "
             f"reserved ids need {data.vocab_size}. Raise vocab_size."
         )
+    yield from data.misfits(config)
     try:
         data.check_length(task.data_length(length))
     except ValueError as error:

@@ -19,7 +19,7 @@ from reformer.data.source import Source
 from reformer.tasks import registry
 from reformer.training import batches, checkpoint, distributed, occupancy, settings, step
 from reformer.training.state import abstract_params, param_shapes
-from reformer.training.workdir import check_assets
+from reformer.training.workdir import check_assets, with_own_vocabulary
 
 # What may differ from training when a checkpoint is evaluated; within `model`, what leaves the parameters as they are.
 GROUPS = ("model", "data", "evaluation", "sharding")
@@ -165,7 +165,7 @@ def prepare(config: ConfigDict, workdir: Path, wanted: str, split: str) -> Evalu
     check_changes(changes, stored, config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         chosen = distributed.on_process_0(lambda: checkpoint.choose(checkpoints, wanted))
-    data = registry.load_data(config, settings.window_length(config))
+    data = registry.load_data(with_own_vocabulary(workdir, config), settings.window_length(config))
     check_assets(workdir, data)
     mesh = sharding.make_mesh(**config.sharding)
     settings.check_sharding(config, mesh)

@@ -18,13 +18,13 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from reformer.config import ReformerConfig
-from reformer.data import pairs
 from reformer.data.source import Source, assets
 from reformer.host import extras, paths
 from reformer.interop import hub
 from reformer.layers.kinds import KINDS
 from reformer.training import checkpoint, distributed, settings
 from reformer.training.state import TrainState, param_shapes
+from reformer.training.workdir import VOCABULARIES
 
 # What must be the same for the rest to mean anything, but for projections that another kind of attention does not have.
 _REQUIRED = ("embeddings/", "stack/")
@@ -165,7 +165,7 @@ def find(config: ConfigDict, data: Source) -> Origin | None:
     shapes = param_shapes(settings.make_model(config))
     there, here = ({"model": _resolved(model)} for model in (found.config, settings.model_config(config)))
     changes = settings.differences(there, here)
-    if found.vocabulary != assets(data).get(pairs.ASSET):
+    if found.vocabulary != _first(map(assets(data).get, VOCABULARIES)):
         raise ValueError(
             f"config.training.init_from: the ids of {found.name} are other subwords than those of the data "
             f"({data.description}), its embeddings would mean something else. Name a run on the same subwords."
@@ -200,8 +200,12 @@ def _find_run(workdir: Path) -> _Found:
         return _by_path(checkpoint.load(workdir, step, mesh)[1]["params"])
 
     shapes = param_shapes(settings.make_model(stored))
-    name, vocabulary = f"{workdir}, step {step}", _read_bytes(workdir / pairs.ASSET)
+    name, vocabulary = f"{workdir}, step {step}", _first(_read_bytes(workdir / name) for name in VOCABULARIES)
     return _Found(name, settings.model_config(stored), vocabulary, shapes, read)
+
+
+def _first(contents: Iterable[bytes | None]) -> bytes | None:
+    return next((content for content in contents if content is not None), None)
 
 
 def _find_huggingface(directory: Path, name: str) -> _Found:

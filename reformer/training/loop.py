@@ -65,7 +65,7 @@ def prepare(config: ConfigDict, directory: str | Path, profile_steps: str = "") 
     if config.training.frozen:
         check_frozen(config.training.frozen, param_shapes(settings.make_model(config)))
     finished_step = workdir.latest_step(directory)
-    data = registry.load_data(config, settings.window_length(config))
+    data = registry.load_data(workdir.with_own_vocabulary(directory, config), settings.window_length(config))
     workdir.check_data(directory, data)
     origin = None if finished_step else fine_tuning.find(config, data)
     mesh = sharding.make_mesh(**config.sharding)

@@ -215,7 +215,7 @@ def draw_curves(workdir: Path, baseline_bits: Mapping[str, float], unit: str, pa
     Args:
       workdir: Of the run.
       baseline_bits: Of simpler models, by name.
-      unit: What a target is, such as 'byte'.
+      unit: What a target is, such as 'byte'. With subwords, 'byte' shows evaluations only.
       path: Its ending says what is written: .png, .svg or .pdf; None = curves.png in the workdir.
     """
     from matplotlib.figure import Figure
@@ -245,7 +245,7 @@ def draw_curves(workdir: Path, baseline_bits: Mapping[str, float], unit: str, pa
 
 def _points(records: Sequence[Record], split: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
     name = f"bits_per_{unit}"
-    points = [(record["step"], record[name]) for record in records if record["split"] == split]
+    points = [(record["step"], record[name]) for record in records if record["split"] == split and name in record]
     steps, bits = np.array(points, float).reshape(-1, 2).T
     return steps, bits
 

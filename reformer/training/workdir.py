@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from reformer.data import pairs
+from reformer.data import load, text_tokens
 from reformer.data.source import Source, assets
 from reformer.training import disk, distributed, manifest, settings
 from reformer.training.checkpoint import NAME as CHECKPOINTS
@@ -16,6 +16,7 @@ from reformer.training.checkpoint import Checkpoints
 from reformer.training.state import TrainState
 
 CONFIG = "config.json"
+VOCABULARIES = (text_tokens.PIECES_FILE, text_tokens.TOKENIZER_FILE)
 # What a run may change when it continues. Everything else decides what the run is.
 FREE_GROUPS = ("evaluation", "checkpoint", "sharding")
 FIXED_FIELDS = ("evaluation.max_examples", "evaluation.hash_seed")  # losses are compared, to know the best
@@ -95,6 +96,18 @@ def check_data(workdir: Path, data: Source) -> None:
         )
 
 
+def with_own_vocabulary(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """Returns `config` with the subwords of a text that the run in `workdir` keeps, unless it names others now."""
+    own = text_tokens.find(workdir)
+    if own is None or load.kind(config.data.name) != "text" or config.data.get("tokens") != "subwords":
+        return config
+    if settings.read(workdir)["data"].get("subwords") != config.data.subwords:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.subwords = str(own)
+    return config
+
+
 def check_others(config: ConfigDict, data: Source) -> None:
     """Raises a ValueError, where it differs, unless config and data are those of process 0; paths may be others."""
     mine = settings.flatten(settings.as_json(config)) | {"the data": data.fingerprint}
@@ -113,11 +126,11 @@ def check_assets(workdir: Path, data: Source) -> None:
     for name, content in assets(data).items():
         if (workdir / name).is_file() and (workdir / name).read_bytes() != content:
             repair = "Name data that have the same, by --config.data.path."
-            if name == pairs.ASSET:
+            if name in VOCABULARIES:
                 repair = f"Use the run's own by --config.data.subwords={workdir / name}."
             raise ValueError(
                 f"{workdir / name} is not the one of the data ({data.description}): the trained parameters mean other "
-                f"{'ids' if name == pairs.ASSET else 'labels'}. {repair}"
+                f"{'ids' if name in VOCABULARIES else 'labels'}. {repair}"
             )
 
 

@@ -90,7 +90,7 @@ def test_nothing_but_embeddings_adds_by_scatter(target, compile_step):
 def test_no_activations_are_gathered(mesh, batch_size, compile_step):
     row, module = compile_step("h100", mesh, batch_size)
     gathers = [x.instruction for x in hlo.run(module).launches if x.instruction.collective == "all-gather"]
-    assert bool(gathers) == ("fsdp" in mesh)
+    assert gathers or "fsdp" not in mesh
     for gather in gathers:
         for _, sizes, _ in hlo.arrays(gather.shape):
             assert not {LENGTH, LENGTH // 4, FIELDS["mlp_chunk_length"]} & set(sizes), gather.shape
