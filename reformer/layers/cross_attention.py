@@ -92,7 +92,7 @@ class CrossAttentionResidual:
     """A cross-attention layer as a residual function; its context is an array, its fixed input a `Fixed`.
 
     The mask of the fixed input is that of the context. Queries are worked in chunks, of `mlp_chunk_length` or fewer if
-    their scores would take too much memory; keys and values are there as a common, and in the reverse sweep
+    their scores would take too much memory; keys and values are there as a whole, and in the reverse sweep
     their cotangents are.
     """
 
