@@ -31,16 +31,23 @@ def main() -> None:
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--config", required=True, help="FILE or FILE:PRESET; fields are set by --config.GROUP.FIELD=X")
     parser.add_argument("--mesh", default="data=1", help="sizes of data, fsdp and tensor or length, as data=1,fsdp=4")
-    parser.add_argument("--keep_hlo", type=Path, help="a file for the optimized program")
+    parser.add_argument("--keep_hlo", help="a file for the optimized program")
     arguments, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         prepare(arguments.target, Path(folder))
         origin = record.provenance()
         row, text = measure(arguments.target, arguments.config, parse_mesh(arguments.mesh), overrides, Path(folder))
     if arguments.keep_hlo and text:
-        arguments.keep_hlo.write_text(text)
+        keep(arguments.keep_hlo, text)
     record.append("aot", row | origin)
     print(report(row))
+
+
+def keep(file: str, text: str) -> None:
+    """Writes a program to a file."""
+    from reformer.host import paths  # not before `prepare` said what JAX is to find
+
+    paths.argument(file).write_text(text)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -104,7 +111,8 @@ def lower(target: str, config: str, mesh: dict[str, int], overrides: list[str]) 
 
     from reformer import sharding
     from reformer.commands import command_line
-    from reformer.training import programs, settings
+    from reformer.training import settings
+    from reformer.training import step as training
 
     experiment = command_line.override(command_line.load_config(config), overrides)
     experiment.sharding.update(data=1, fsdp=1, tensor=1, split_length="length" in mesh)
@@ -114,7 +122,7 @@ def lower(target: str, config: str, mesh: dict[str, int], overrides: list[str]) 
     devices = sharding.make_mesh(**experiment.sharding, devices=targets.devices(target, number))
     settings.check_sharding(experiment, devices, is_trained=True)
     with jax.set_mesh(devices):
-        made = programs.make_programs(experiment, devices)
+        made = training.make_programs(experiment, devices)
         return made.train_step.lower(made.target, batch_shapes(experiment, devices))
 
 
