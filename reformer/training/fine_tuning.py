@@ -1,8 +1,7 @@
 """Parameters that a run begins with: those of another run, or of a Hugging Face checkpoint, where they fit.
 
 A stack whose pattern has p kinds keeps its layers in `stack/layer_0` to `stack/layer_{p-1}`, arrays with one row for
-each repetition: the layer of depth d is row d // p of `layer_{d % p}`. Models are compared by depth, so that the
-pattern may be another one.
+each repetition: the layer of depth d is row d // p of `layer_{d % p}`. Models are compared by depth alone.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from reformer.training import checkpoint, distributed, settings
 from reformer.training.state import TrainState, param_shapes
 from reformer.training.workdir import VOCABULARIES
 
-# What must be the same for the rest to mean anything, but for projections that another kind of attention does not have.
+# What must be the same for the rest to mean anything, but for projections of another kind of attention.
 _REQUIRED = ("embeddings/", "stack/")
 _OF_A_KIND = re.compile(r".*stack/depth_\d+/attention/(query|key|query_key)/.*")
 _LAYER = re.compile(r"(?P<stack>(?:.*/)?stack)/layer_(?P<number>\d+)/(?P<name>.+)")
