@@ -5,7 +5,7 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -216,13 +216,21 @@ def deal(
     return join(names["train"]), join(names["valid"]), join(names["test"])
 
 
-def _join(root: Path, names: list[str]) -> np.ndarray:
-    joined = bytearray()  # `bytes.join` would hold all files and the whole at once
-    for name in names:
+def join(contents: Iterable[bytes | memoryview]) -> np.ndarray:
+    """Documents one after another, separated; what is read as it goes is not held twice, as `bytes.join` would."""
+    joined = bytearray()
+    for content in contents:
         joined += SEPARATOR if joined else b""
-        content = (root / name).read_bytes()
-        joined += memoryview(content)[num_mark_bytes(content[:4], str(root / name)) :]
+        joined += content
     return np.frombuffer(joined, np.uint8)
+
+
+def _join(root: Path, names: list[str]) -> np.ndarray:
+    return join(_without_mark((root / name).read_bytes(), str(root / name)) for name in names)
+
+
+def _without_mark(content: bytes, name: str) -> memoryview:
+    return memoryview(content)[num_mark_bytes(content[:4], name) :]
 
 
 def _is_outside_library(folder_name: str) -> bool:

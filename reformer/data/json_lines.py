@@ -45,7 +45,11 @@ def read(path: str, field: str, valid_fraction: float, test_fraction: float) -> 
         )
     description = f"{path}, {len(texts)} documents"
     sizes = {name: len(text) for name, text in texts.items()}
-    return description, documents.deal(sizes, lambda names: _join(texts, names), path, valid_fraction, test_fraction)
+
+    def join(names: list[str]) -> np.ndarray:
+        return documents.join(texts.pop(name) for name in names)  # not to hold everything twice
+
+    return description, documents.deal(sizes, join, path, valid_fraction, test_fraction)
 
 
 def _find(root: Path, path: str) -> list[Path]:
@@ -91,11 +95,3 @@ def _text(line: bytes, field: str) -> bytes:
     if not isinstance(record[field], str):
         raise ValueError(f"the field {field!r} is no text but of type {type(record[field]).__name__}")
     return record[field].encode()
-
-
-def _join(texts: dict[str, bytes], names: list[str]) -> np.ndarray:
-    joined = bytearray()
-    for name in names:
-        joined += documents.SEPARATOR if joined else b""
-        joined += texts.pop(name)  # not to hold everything twice
-    return np.frombuffer(joined, np.uint8)

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Int32, Integer
 
 from reformer.data import subwords
+from reformer.data.documents import SEPARATOR
 from reformer.data.vocabularies import PIECES_FILE, TOKENIZER_FILE, Decoder, HubTokenizer, Pieces, Vocabulary
 from reformer.host import extras, paths
 
-SEPARATOR = b"\x00"
 NUM_RESERVED = 3
 _PARTS_AT_ONCE = 10_000
 _TRIED_BYTES = 100_000  # to see whether subwords restore a text
