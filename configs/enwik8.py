@@ -49,8 +49,6 @@ def _paper(config: ConfigDict) -> None:
         local_chunk_length=128,
         axial_shape=(128, 512),
         axial_dims=(256, 768),
-        mlp_chunk_length=2048,
-        loss_chunk_length=2048,
     )
     config.training.update(num_steps=100_000, batch_size=8)
     config.evaluation.update(every_steps=1000, batch_size=8)
@@ -72,8 +70,6 @@ def _small(config: ConfigDict) -> None:
         local_chunk_length=128,
         axial_shape=(128, 512),
         axial_dims=(128, 384),
-        mlp_chunk_length=8192,
-        loss_chunk_length=8192,
         dtype="bfloat16",
     )
     config.training.update(num_steps=20_000, batch_size=1)

@@ -49,8 +49,6 @@ def _paper(config: ConfigDict) -> None:
         num_buckets=192,
         lsh_chunk_length=128,
         axial_dims=(384, 384, 256),
-        mlp_chunk_length=2048,
-        loss_chunk_length=2048,
     )
     config.optimizer.warmup_steps = 8000
     config.training.update(num_steps=500_000, batch_size=8)
@@ -70,8 +68,6 @@ def _small(config: ConfigDict) -> None:
         lsh_chunk_length=128,
         local_chunk_length=192,
         axial_dims=(192, 192, 128),
-        mlp_chunk_length=4096,
-        loss_chunk_length=4096,
         dtype="bfloat16",
     )
     config.optimizer.warmup_steps = 2000
@@ -93,8 +89,6 @@ def _tiny(config: ConfigDict) -> None:
         lsh_chunk_length=64,
         local_chunk_length=192,
         axial_dims=(48, 48, 32),
-        mlp_chunk_length=2048,
-        loss_chunk_length=2048,
     )
     config.optimizer.update(schedule="cosine", learning_rate=0.002, warmup_steps=50, clip_norm=1.0)
     config.training.update(num_steps=1000, batch_size=1, log_every_steps=20)

@@ -34,7 +34,6 @@ def get_config(preset: str = "") -> ConfigDict:
 def _small(config: ConfigDict) -> None:
     config.optimizer.update(schedule="cosine", learning_rate=0.02, warmup_steps=100, clip_norm=1.0)
     config.model.update(max_length=4096, num_layers=6, embed_dim=512, mlp_dim=2048, num_heads=8, dropout_rate=0.1)
-    config.model.update(mlp_chunk_length=1024, loss_chunk_length=1024)
     config.training.update(num_steps=10_000, batch_size=8)
     config.evaluation.update(every_steps=500, batch_size=8)
     config.checkpoint.every_steps = 250

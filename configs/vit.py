@@ -70,7 +70,6 @@ def _photographs(config: ConfigDict, patch_size: int) -> None:
         head_dim=32,
         local_chunk_length=_CHUNK_LENGTHS[patch_size],
         lsh_chunk_length=_CHUNK_LENGTHS[patch_size],
-        mlp_chunk_length=None if patch_size > 2 else 512,
         dropout_rate=0.1,
     )
     config.optimizer.warmup_steps = 200

@@ -44,7 +44,6 @@ def get_config(preset: str = "") -> ConfigDict:
         activation="relu",
         dropout_rate=0.1,
         label_smoothing=0.1,
-        loss_chunk_length=32,
     )
     # rsqrt peaks at 0.088 / sqrt(8000) = 0.00098.
     config.optimizer.update(name="adamw", schedule="rsqrt", learning_rate=0.088, warmup_steps=8000)
@@ -64,7 +63,7 @@ def _big(config: ConfigDict) -> None:
 def _tiny(config: ConfigDict) -> None:
     config.data.update(num_subwords=4000, length=64)
     config.model.update(vocab_size=4000, max_length=128, num_layers=2, embed_dim=64, mlp_dim=128, num_heads=2)
-    config.model.update(head_dim=32, loss_chunk_length=None)
+    config.model.update(head_dim=32)
     config.optimizer.update(schedule="cosine", learning_rate=0.002, warmup_steps=50)
     config.training.update(num_steps=300, batch_size=16, log_every_steps=20)
     config.evaluation.update(every_steps=100, batch_size=64, max_examples=128)

@@ -66,15 +66,16 @@ class ReformerConfig:
     attention_dropout_rate: float | None = None  # attention weights; None = dropout_rate
     lsh_attention_dropout_rate: float | None = None  # None = attention_dropout_rate
     layer_norm_epsilon: float = 1e-6
-    mlp_chunk_length: int | None = None  # tokens per chunk of feed-forward and projections; None = off
-    loss_chunk_length: int | None = None  # tokens of a sequence per chunk of the vocabulary loss; None = off
+    # None = as many as suit the width and the machine, see reformer/ops/lengthwise.py; those of the length = off.
+    mlp_chunk_length: int | None = None  # tokens of a sequence per chunk of feed-forward and projections
+    loss_chunk_length: int | None = None  # tokens of a sequence per chunk of the vocabulary loss
     label_smoothing: float = 0.0  # of the training loss: share of a target that is spread over all ids
 
     # Semantics and numerics.
     semantics: str = "reformer"  # 'huggingface' = wrap-around windows, their masks and fallbacks
     merge_streams: str = "concatenate"  # both streams after the last layer: 'concatenate' | 'average' (trax's decoders)
     num_streams: int = 2  # 1: the residual layers of an ordinary Transformer, to compare with; not reversible
-    reversible: bool = True  # False: ordinary autodiff of the same function, best with mlp_chunk_length=None
+    reversible: bool = True  # False: ordinary autodiff of the same function, where mlp_chunk_length=None is off
     dtype: str = "float32"  # compute type inside the residual functions
     param_dtype: str = "float32"
 

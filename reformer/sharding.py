@@ -9,6 +9,7 @@ constants and the mesh is part of what JAX compiles for, so nothing depends on w
 
 import contextlib
 import functools
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -227,6 +228,12 @@ def length_spec(axis: int) -> PartitionSpec:
 def splits_length() -> bool:
     """Whether the devices of the current mesh hold parts of the length, which a loop over it must respect."""
     return "length" in jax.sharding.get_abstract_mesh().axis_names and not _is_manual()
+
+
+def num_parts(name: str) -> int:
+    """Into how many parts the current mesh splits a logical axis; 1 inside `shard_map`, where arrays are parts."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if _is_manual() else math.prod(mesh.shape[axis] for axis in RULES[name] if axis in mesh.axis_names)
 
 
 def _is_manual() -> bool:

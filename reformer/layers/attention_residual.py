@@ -12,6 +12,7 @@ from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.layers.attention import Fixed, SelfAttention, with_taps
 from reformer.layers.kinds import KINDS, Kind
+from reformer.layers.linear import mlp_chunk
 from reformer.ops import attention as ops
 from reformer.ops import planned
 from reformer.ops.dropout import fold, token_numbers
@@ -51,7 +52,7 @@ class AttentionResidual:
 
     def undo(self, params, x, onto, context, fixed: Fixed, order: Order | None, d_value, d_onto):
         """As `reversible.Residual` has it."""
-        chunk_length = self.config.mlp_chunk_length
+        chunk_length = mlp_chunk(self.config)
         projected = self._project_all(params, x)
         plan, given = self._prepare(projected, fixed, order)
         d_attended = self._transpose_combine(params, x, projected, fixed, d_value)
@@ -92,7 +93,7 @@ class AttentionResidual:
         return self._layer.apply({"params": params}, attended, dtype, row, seed, method="combine")
 
     def _project_all(self, params, x) -> Arrays:
-        projected = map_length(self._project, params, x, self.config.mlp_chunk_length, out_axis=2)
+        projected = map_length(self._project, params, x, mlp_chunk(self.config), out_axis=2)
         return with_taps(params, mark_costly(projected))
 
     def _without_spare_buckets(self, given: Given) -> Given:
@@ -120,7 +121,7 @@ class AttentionResidual:
             lambda common, pair: self._combine(common[0], pair[0], pair[1], onto.dtype, common[1]),
             (params, fixed.seed),
             (_attend(plan, projected, given), token_numbers(onto)),
-            self.config.mlp_chunk_length,
+            mlp_chunk(self.config),
             in_axis=(2, 1),
             onto=onto,
         )
@@ -136,7 +137,7 @@ class AttentionResidual:
             _, vjp = jax.vjp(lambda y: self._combine(params, y, row, x.dtype, seed), unused)
             return vjp(d_value)[0]
 
-        common, chunk_length = (params, fixed.seed), self.config.mlp_chunk_length
+        common, chunk_length = (params, fixed.seed), mlp_chunk(self.config)
         return map_length(transpose, common, (d_value, token_numbers(x)), chunk_length, out_axis=2)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from reformer import sharding
 from reformer.config import ReformerConfig
 from reformer.layers.attention import Fixed
-from reformer.layers.linear import LayerNorm, dense
+from reformer.layers.linear import LayerNorm, dense, mlp_chunk
 from reformer.ops import cross
 from reformer.ops.dropout import dropout, fold, token_numbers
 from reformer.ops.lengthwise import chunked_vjp, map_length
@@ -126,7 +126,7 @@ class CrossAttentionResidual:
             params,
             None,
             (context, d_source),
-            self.config.mlp_chunk_length,
+            mlp_chunk(self.config),
             in_axis=(1, 2),
             out_axis=(2, 1),
         )
@@ -143,7 +143,7 @@ class CrossAttentionResidual:
         return self._layer.apply({"params": params}, x, source, fixed.mask, row, fixed.seed, method="attend")
 
     def _project_all(self, params, context) -> KeysValues:
-        return mark_costly(map_length(self._project, params, context, self.config.mlp_chunk_length, out_axis=2))
+        return mark_costly(map_length(self._project, params, context, mlp_chunk(self.config), out_axis=2))
 
     def _chunk_length(self, source: KeysValues) -> int:
         batch, num_heads, num_keys, _ = source.key.shape

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
 from reformer.config import ReformerConfig
-from reformer.layers.linear import LayerNorm, dense
+from reformer.layers.linear import LayerNorm, dense, mlp_chunk
 from reformer.ops.dropout import dropout, fold
 from reformer.ops.reversible import Residual, position_wise
 from reformer.ops.stored import mark_costly
@@ -83,4 +83,4 @@ def feed_forward_residual(config: ReformerConfig) -> Residual:
     def run(params, x, token_number, seed):
         return layer.apply({"params": params}, x, token_number, seed)
 
-    return position_wise(run, config.mlp_chunk_length)
+    return position_wise(run, mlp_chunk(config))

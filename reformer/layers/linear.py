@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from reformer.config import ReformerConfig
 from reformer.ops import linear
+from reformer.ops.lengthwise import Automatic, ChunkLength
 
 
 def dense(config: ReformerConfig, features: int | tuple[int, ...], **kwargs) -> nn.DenseGeneral:
@@ -24,6 +25,13 @@ def dense(config: ReformerConfig, features: int | tuple[int, ...], **kwargs) -> 
         dot_general=linear.dot_general,
         **kwargs,
     )
+
+
+def mlp_chunk(config: ReformerConfig) -> ChunkLength:
+    """`mlp_chunk_length`, or what is used when it is None: ordinary autodiff would store what the chunks leave."""
+    if config.mlp_chunk_length is not None or not config.reversible:
+        return config.mlp_chunk_length
+    return Automatic(max(config.mlp_dim, config.embed_dim, config.num_heads * config.head_dim))
 
 
 class LayerNorm(nn.Module):

@@ -65,7 +65,7 @@ class Generator(ReformerLM):
     def learn_and_draw(self, tokens, targets, noise: DrawNoise, *, weights, mask, deterministic):
         """`loss` of the targets, and a draw from the softmax of the same logits at every place."""
         streams, dropout_seed = self.run(tokens, mask, None, deterministic)
-        logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
+        logits, chunk_length, params = self._chunk_logits(), self._loss_chunk, self._head_params()
         sums = chunked_cross_entropy(
             logits, chunk_length, params, streams, targets, weights, dropout_seed, self.config.label_smoothing
         )
@@ -74,7 +74,7 @@ class Generator(ReformerLM):
     def score_and_draw(self, tokens, targets, noise: DrawNoise, *, weights, mask):
         """What `chunked_scores` sums over the targets, and a draw as in `learn_and_draw`."""
         streams, _ = self.run(tokens, mask)
-        logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
+        logits, chunk_length, params = self._chunk_logits(), self._loss_chunk, self._head_params()
         sums = chunked_scores(logits, chunk_length, params, streams, targets, weights)
         return sums, draw_in_chunks(logits, chunk_length, params, streams, *noise)
 
@@ -102,7 +102,7 @@ class Discriminator(TokenModel):
         """Share of unreplaced tokens, which those reach who never suspect one; and recall and precision."""
         replaced = weights * targets
         others = weights - replaced
-        logits, chunk_length, params = self._chunk_logits(), self.config.loss_chunk_length, self._head_params()
+        logits, chunk_length, params = self._chunk_logits(), self._loss_chunk, self._head_params()
         counted = chunked_scores(logits, chunk_length, params, streams, targets, (replaced, others))
         (_, found, num_replaced), (_, left_alone, num_others) = counted
         return {

@@ -13,6 +13,7 @@ from reformer.layers.linear import LayerNorm, dense
 from reformer.layers.stack import Observer
 from reformer.models.trunk import Encoded, Rotations, Streams, Trunk, merge_streams
 from reformer.ops.dropout import dropout, token_numbers
+from reformer.ops.lengthwise import Automatic, ChunkLength
 from reformer.ops.losses import check_targets, check_targets_exist, chunked_cross_entropy, chunked_scores, widen
 from reformer.sharding import constrain
 
@@ -130,7 +131,7 @@ class TokenModel(Trunk):
         self.check(tokens, targets, weights, mask)
         streams, seed = self.run(tokens, mask, rotations, deterministic, encoded=encoded, documents=documents)
         weights = _weights(weights, mask, streams)
-        logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
+        logits, chunk_length = self._chunk_logits(), self._loss_chunk
         return chunked_cross_entropy(
             logits,
             chunk_length,
@@ -176,7 +177,7 @@ class TokenModel(Trunk):
         self.check(tokens, targets, weights, mask)
         streams, seen = self.observe(tokens, look, mask=mask, rotations=rotations, encoded=encoded, documents=documents)
         weights = _weights(weights, mask, streams)
-        logits, chunk_length = self._chunk_logits(), self.config.loss_chunk_length
+        logits, chunk_length = self._chunk_logits(), self._loss_chunk
         counted = (weights,) if repeats is None else (weights, weights * repeats)
         (nats, right, weight), *marked = chunked_scores(
             logits, chunk_length, self._head_params(), streams, targets, counted
@@ -198,6 +199,11 @@ class TokenModel(Trunk):
     def logits(self, streams: Streams) -> Float[Array, "batch length outputs"]:
         """The logits, in at least float32, of the streams after the last layer."""
         return _logits(self.config, self.num_outputs, self._head_params(), streams, None, None)
+
+    @property
+    def _loss_chunk(self) -> ChunkLength:
+        """`loss_chunk_length`, or what is used when it is None."""
+        return self.config.loss_chunk_length or Automatic(max(self.num_outputs, self.config.output_dim))
 
     def _chunk_logits(self):
         return partial(_logits, self.config, self.num_outputs)

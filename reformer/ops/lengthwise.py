@@ -19,8 +19,10 @@ All loops over parts of arrays, each written in terms of what it points to:
     over_rounds        in `chunked`: hash rounds one after another, each result merged into those before it
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,39 @@ import jax.numpy as jnp
 from reformer import sharding
 from reformer.ops.chunking import map_chunks
 
+_NUMBERS_AT_ONCE_CPU = 2**21  # 8 MB of float32 stay in cache
+_NUMBERS_AT_ONCE = 2**28  # an accelerator wants large launches
+_TOKENS_AT_ONCE = 2**16
 
-def map_length(fn: Callable, common, x, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None, has_sums=False):
+
+class Automatic(NamedTuple):
+    """A chunk of the length as large as suits the machine for which the program is compiled.
+
+    Attributes:
+      width: numbers that the work on a token needs at once: its hidden units, or its logits.
+    """
+
+    width: int
+
+    def tokens(self, batch: int, length: int) -> int:
+        """Tokens of a sequence per chunk; the chunks are of about one size.
+
+        Args:
+          batch: examples that a device has.
+          length: tokens of an example that a device has.
+        """
+        if sharding.target_platform() == "cpu":
+            most = _NUMBERS_AT_ONCE_CPU // self.width
+        else:
+            most = min(_TOKENS_AT_ONCE, _NUMBERS_AT_ONCE // self.width)
+        most = max(1, most // batch)
+        return math.ceil(length / math.ceil(length / most))
+
+
+ChunkLength = int | Automatic | None  # tokens of a sequence per chunk; None = all at once
+
+
+def map_length(fn: Callable, common, x, chunk_length: ChunkLength, *, in_axis=1, out_axis=1, onto=None, has_sums=False):
     """`chunking.map_chunks` along the length.
 
     Args:
@@ -37,7 +70,7 @@ def map_length(fn: Callable, common, x, chunk_length: int | None, *, in_axis=1, 
         traced.
       common: pytree that every chunk reads in full, such as parameters and seeds.
       x: pytree of arrays, examples on axis 0.
-      chunk_length: tokens of a sequence per chunk and call; None = all at once.
+      chunk_length: tokens of a sequence per chunk and call, of the part that a device has; None = all at once.
       in_axis: the axis of the length, for all leaves of `x` or as a pytree prefix of it.
       out_axis: likewise of the result.
       onto: as in `map_chunks`.
@@ -52,7 +85,7 @@ def map_length(fn: Callable, common, x, chunk_length: int | None, *, in_axis=1, 
     options = {"in_axis": in_axis, "out_axis": out_axis, "has_sums": has_sums}
 
     def run(common, x, onto):
-        return map_chunks(partial(fn, common), x, chunk_length, onto=onto, **options)
+        return map_chunks(partial(fn, common), x, _tokens(chunk_length, x, in_axis), onto=onto, **options)
 
     if not sharding.splits_length():
         return run(common, x, onto)
@@ -69,8 +102,16 @@ def map_length(fn: Callable, common, x, chunk_length: int | None, *, in_axis=1, 
     return run_on_mesh(common, x, onto)
 
 
+def _tokens(chunk_length: ChunkLength, x, in_axis) -> int | None:
+    """Tokens of a sequence per chunk for arrays as `map_length` has them."""
+    if not isinstance(chunk_length, Automatic):
+        return chunk_length
+    leaf, axis = jax.tree.leaves(x)[0], jax.tree.leaves(jax.tree.broadcast(in_axis, x))[0]
+    return chunk_length.tokens(math.ceil(len(leaf) / sharding.num_parts("act_batch")), leaf.shape[axis])
+
+
 def chunked_vjp(
-    fn: Callable, params, fixed, arrays: tuple, chunk_length: int | None, *, in_axis=1, out_axis=1, onto=None
+    fn: Callable, params, fixed, arrays: tuple, chunk_length: ChunkLength, *, in_axis=1, out_axis=1, onto=None
 ):
     """Negated value and cotangents of a position-wise function, chunk by chunk in one pass.
 

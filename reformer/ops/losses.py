@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from reformer.ops.dropout import token_numbers
 from reformer.ops.ids import check_ids, exist
-from reformer.ops.lengthwise import map_length
+from reformer.ops.lengthwise import ChunkLength, map_length
 
 
 def widen(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -97,7 +97,7 @@ def cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 7))
 def chunked_cross_entropy(
-    logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights, fixed=None, smoothing: float = 0.0
+    logits_fn: Callable, chunk_length: ChunkLength, params, inputs, targets, weights, fixed=None, smoothing: float = 0.0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropies of all targets, and the sum of the weights.
 
@@ -126,7 +126,7 @@ def chunked_cross_entropy(
     return map_length(loss, (fixed, params), arrays, chunk_length, has_sums=True)[1]
 
 
-def chunked_scores(logits_fn: Callable, chunk_length: int | None, params, inputs, targets, weights) -> tuple[Any, ...]:
+def chunked_scores(logits_fn: Callable, chunk_length: ChunkLength, params, inputs, targets, weights) -> tuple[Any, ...]:
     """What `chunked_cross_entropy` sums, and how often the target has the largest logit; not to be differentiated.
 
     Args:

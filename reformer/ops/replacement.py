@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from reformer.ops.dropout import random_bits, token_numbers
-from reformer.ops.lengthwise import map_length
+from reformer.ops.lengthwise import ChunkLength, map_length
 from reformer.ops.sampling import cool
 
 
@@ -49,7 +49,7 @@ def gumbel(seed: UInt[Array, ""], places: UInt[Array, "*places"], num_ids: int) 
 
 def draw_in_chunks(
     logits_fn: Callable,
-    chunk_length: int | None,
+    chunk_length: ChunkLength,
     params,
     inputs,
     seed: UInt[Array, ""],

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from reformer.ops import stored
 from reformer.ops.dropout import token_numbers
-from reformer.ops.lengthwise import chunked_vjp, map_length
+from reformer.ops.lengthwise import ChunkLength, chunked_vjp, map_length
 
 Stream = Float[Array, "batch length embed"]
 Streams = tuple[Stream, Stream]
@@ -67,7 +67,7 @@ def residual(value: Callable) -> Residual:
     return Residual(apply, undo)
 
 
-def position_wise(fn: Callable, chunk_length: int | None) -> Residual:
+def position_wise(fn: Callable, chunk_length: ChunkLength) -> Residual:
     """A residual function of each position by itself, computed in chunks of the length.
 
     The reverse sweep takes value and cotangents of a chunk together; rematerialisation inside a
