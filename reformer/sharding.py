@@ -227,36 +227,54 @@ def length_spec(axis: int) -> PartitionSpec:
 
 def splits_length() -> bool:
     """Whether the devices of the current mesh hold parts of the length, which a loop over it must respect."""
-    return "length" in jax.sharding.get_abstract_mesh().axis_names and not _is_manual()
+    return num_parts("act_length") > 1
+
+
+def splits_tokens() -> bool:
+    """Whether the devices of the current mesh hold parts of the examples or of the length."""
+    return num_parts("act_batch") > 1 or splits_length()
 
 
 def num_parts(name: str) -> int:
-    """Into how many parts the current mesh splits a logical axis; 1 inside `shard_map`, where arrays are parts."""
+    """Into how many parts the compiler splits a logical axis on the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if _is_manual() else math.prod(mesh.shape[axis] for axis in RULES[name] if axis in mesh.axis_names)
+    return math.prod(mesh.shape[axis] for axis in RULES[name] if axis in _left_to_compiler(mesh))
 
 
-def _is_manual() -> bool:
-    """Whether this is traced inside `shard_map`: arrays are the parts of one device."""
-    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+def _left_to_compiler(mesh) -> tuple[str, ...]:
+    """The axes of a mesh but for those over which `shard_map` runs: along these, arrays are the parts of a device."""
+    return tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
 
 
-def sum_over_mesh(tree):
-    """Sums the parts of all devices, within `shard_map`."""
-    return jax.lax.psum(tree, jax.sharding.get_abstract_mesh().axis_names)
+def sum_over_mesh(tree, specs):
+    """Sums the parts of all devices, within `shard_map`.
+
+    Args:
+      tree: arrays.
+      specs: of the sums, a pytree prefix of `tree`: over axes that split the sums themselves nothing is summed.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+
+    def add(spec, part):
+        split = {axis for place in spec for axis in ([place] if isinstance(place, str) else place or ())}
+        return jax.lax.psum(part, tuple(axis for axis in axes if axis not in split))
+
+    return jax.tree.map(add, specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Tells the compiler where an activation lives; outside a mesh and inside `shard_map` the array stays as it is.
+    """Tells the compiler where an activation lives, along the axes of the mesh that are left to it.
 
     Raises:
       ValueError: an unknown name, or not one name for each axis of `x`.
     """
-    place = spec(*names)
+    mesh = _usable(jax.sharding.get_abstract_mesh())
+    axes = _left_to_compiler(mesh)
+    place = _spec(names, axes)
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} logical axes {names} for an array of shape {x.shape}. Name every axis.")
     check_is_set(x)
-    if jax.sharding.get_abstract_mesh().empty or _is_manual():
+    if not axes:
         return x
     return jax.lax.with_sharding_constraint(x, place)
 
@@ -275,32 +293,16 @@ def shard_map(fn: Callable, in_specs, out_specs, *, check_axes: bool = True) -> 
     return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, check_vma=check_axes)
 
 
+def shard_map_tokens(fn: Callable, in_specs, out_specs) -> Callable:
+    """`shard_map` over the axes that split examples and the length; what `tensor` splits is left to the compiler."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1}
+    return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples over the axes data and fsdp."""
     return NamedSharding(mesh, _spec(("act_batch",), _usable(mesh).axis_names))
-
-
-@functools.cache
-def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process reads, and how many parts there are.
-
-    Processes whose devices hold the same examples, because an axis that splits no examples spans them, read the same.
-
-    Raises:
-      ValueError: the devices of two processes share some examples and not others.
-    """
-    held: dict[int, set[int]] = {}
-    for number, devices in enumerate(mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)):
-        for device in devices:
-            held.setdefault(device.process_index, set()).add(number)
-    parts = sorted({tuple(sorted(numbers)) for numbers in held.values()})
-    if sum(map(len, parts)) != len({number for part in parts for number in part}) or len(set(map(len, parts))) > 1:
-        sizes = ", ".join(f"sharding.{name}={size}" for name, size in mesh.shape.items())
-        raise ValueError(
-            f"{sizes}: a batch of {len(mesh.devices.flat)} devices does not divide among {len(held)} processes. Let "
-            "sharding.tensor and the devices of a process divide one another."
-        )
-    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def parameter_shardings(tree, mesh: Mesh):

@@ -107,12 +107,13 @@ class CrossAttentionResidual:
             return self._attend(params, source, fixed, *chunk)
 
         common, chunk_length = ((params, source), fixed), self._chunk_length(source)
-        return map_length(attend, common, (x, token_numbers(x)), chunk_length, onto=onto), ()
+        return map_length(attend, common, (x, token_numbers(x)), chunk_length, onto=onto, common_spec=_specs()), ()
 
     def undo(self, params, x, onto, context, fixed: Fixed, saved, d_value, d_onto):
         """As `reversible.Residual` has it."""
         del saved
         source = self._project_all(params, context)
+        of_both, of_fixed = _specs()
         rebuilt, (d_params, d_source), d_x = chunked_vjp(
             lambda both, fixed, x, row: self._attend(both[0], both[1], fixed, x, row),
             (params, source),
@@ -120,6 +121,8 @@ class CrossAttentionResidual:
             (x, d_value, token_numbers(x)),
             self._chunk_length(source),
             onto=(onto, d_onto),
+            params_spec=of_both,
+            fixed_spec=of_fixed,
         )
         _, d_projections, d_context = chunked_vjp(
             lambda params, _, context: self._project(params, context),
@@ -149,6 +152,12 @@ class CrossAttentionResidual:
         batch, num_heads, num_keys, _ = source.key.shape
         most = cross.queries_at_once(batch, num_heads, num_keys)
         return min(most, self.config.mlp_chunk_length or most)
+
+
+def _specs():
+    """Where the parameters and the keys and values lie, and the fixed input."""
+    batch, everywhere = sharding.spec("act_batch"), sharding.spec()
+    return (everywhere, batch), Fixed(batch, None, everywhere)
 
 
 def cross_attention_residual(config: ReformerConfig) -> Residual:

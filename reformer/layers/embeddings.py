@@ -38,8 +38,7 @@ class PositionEmbeddings(nn.Module):
         used = (math.ceil(length / math.prod(shape[1:])), *shape[1:])
         parts = []
         for i, table in enumerate(tables):
-            # Beyond the grid lie only masked tokens, which pad to Hugging Face's windows.
-            entries = jnp.take(table, jnp.arange(used[i]), axis=0, mode="clip")
+            entries = _first_entries(table, used[i])
             on_axis = entries.reshape([used[i] if j == i else 1 for j in range(len(used))] + [-1])
             parts.append(jnp.broadcast_to(on_axis, (*used, table.shape[-1])))
         return jnp.concatenate(parts, axis=-1).reshape(-1, self.config.embed_dim)[:length]
@@ -58,13 +57,15 @@ class PositionEmbeddings(nn.Module):
         return jnp.concatenate(parts, axis=-1)
 
     def _learned(self, length: int):
-        return self._learned_at(jnp.arange(length))
+        return _first_entries(self._learned_table(), length)
 
     def _learned_at(self, positions):
+        return jnp.take(self._learned_table(), positions, axis=0, mode="clip")
+
+    def _learned_table(self):
         shape = (self.config.max_length, self.config.embed_dim)
         init = nn.initializers.normal(self.config.position_scale)
-        table = self.param("position", init, shape, jnp.dtype(self.config.param_dtype))
-        return jnp.take(table, positions, axis=0, mode="clip")
+        return self.param("position", init, shape, jnp.dtype(self.config.param_dtype))
 
     def _sinusoidal(self, length: int):
         """Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, sines first, then cosines."""
@@ -83,6 +84,12 @@ class PositionEmbeddings(nn.Module):
         half = self.config.embed_dim // 2
         angle = positions[:, None] / 10_000 ** (np.arange(half) / half)
         return [np.sin(angle), np.cos(angle)]
+
+
+def _first_entries(table, count: int):
+    """A slice, whose transpose scatters nothing. Beyond the end lie only masked tokens that pad to whole windows."""
+    entries = table[:count]
+    return jnp.pad(entries, ((0, count - len(entries)), (0, 0)), mode="edge")
 
 
 class Embeddings(PositionEmbeddings):

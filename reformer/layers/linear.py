@@ -23,8 +23,14 @@ def dense(config: ReformerConfig, features: int | tuple[int, ...], **kwargs) -> 
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
         dot_general=linear.dot_general,
+        promote_dtype=_promote_all_but_kernel,
         **kwargs,
     )
+
+
+def _promote_all_but_kernel(x, kernel, bias, *, dtype):
+    """Brings the arrays of a dense layer to a type; the product itself does that with the kernel."""
+    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
 
 
 def mlp_chunk(config: ReformerConfig) -> ChunkLength:

@@ -19,7 +19,7 @@ from reformer.ops.dropout import draw_seed, dropout, fold, token_numbers
 from reformer.ops.ids import check_ids, spoil_missing
 from reformer.ops.lengthwise import map_length
 from reformer.ops.reversible import Streams
-from reformer.sharding import check_is_set, constrain, splits_length
+from reformer.sharding import check_is_set, constrain, splits_length, splits_tokens
 
 POOLINGS = ("first", "mean")  # what stands for a whole sequence
 
@@ -127,16 +127,17 @@ class Trunk(nn.Module):
 
     def embed(self, inputs: Shaped[Array, "batch length *values"]) -> Float[Array, "batch length embed"]:
         """The vectors that enter the stack, before dropout."""
-        if self.is_initializing() or not splits_length():
+        if self.is_initializing() or not splits_tokens():
             return self.embeddings(inputs)
-        # The position embeddings of the whole length, which are the same for all examples, would exist on every device.
-        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape[:2])
-        embeddings = self.embeddings.clone(parent=None)
+        embeddings, embedded = self.embeddings.clone(parent=None), (inputs,)
+        if splits_length():
+            # The position embeddings of the whole length, the same for all examples, would exist on every device.
+            embedded += (jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape[:2]),)
 
         def embed(params, inputs_and_positions):
             return embeddings.apply({"params": params}, *inputs_and_positions)
 
-        return map_length(embed, self.variables["params"]["embeddings"], (inputs, positions), None)
+        return map_length(embed, self.variables["params"]["embeddings"], embedded, None)
 
     def _dropout_seed(self, deterministic: bool):
         config = self.config

@@ -1,7 +1,8 @@
-"""Loops over the chunks of the length, where each device may hold a part of it.
+"""Loops over the chunks of the length, where each device has a part of the examples or of the length.
 
-On a mesh that splits the length, a loop over chunks would gather the array chunk by chunk. There every device loops
-over its own part instead; what is summed over tokens is then summed over the devices.
+On a mesh every device loops over its own part: weights are gathered before the loop, and what is summed over tokens is
+summed over the devices behind it, once each. Left to the compiler, both would happen in every chunk, and a chunk of a
+length that is split would be gathered.
 
 All loops over parts of arrays, each written in terms of what it points to:
 
@@ -62,7 +63,19 @@ class Automatic(NamedTuple):
 ChunkLength = int | Automatic | None  # tokens of a sequence per chunk; None = all at once
 
 
-def map_length(fn: Callable, common, x, chunk_length: ChunkLength, *, in_axis=1, out_axis=1, onto=None, has_sums=False):
+def map_length(
+    fn: Callable,
+    common,
+    x,
+    chunk_length: ChunkLength,
+    *,
+    in_axis=1,
+    out_axis=1,
+    onto=None,
+    has_sums=False,
+    common_spec=None,
+    sums_spec=None,
+):
     """`chunking.map_chunks` along the length.
 
     Args:
@@ -75,6 +88,8 @@ def map_length(fn: Callable, common, x, chunk_length: ChunkLength, *, in_axis=1,
       out_axis: likewise of the result.
       onto: as in `map_chunks`.
       has_sums: as in `map_chunks`.
+      common_spec: where `common` lies on a mesh, a pytree prefix of it; None = the same everywhere.
+      sums_spec: likewise of the sums.
 
     Returns:
       The joined results; with `has_sums` also the sums of the terms over all chunks, in at least float32.
@@ -87,18 +102,19 @@ def map_length(fn: Callable, common, x, chunk_length: ChunkLength, *, in_axis=1,
     def run(common, x, onto):
         return map_chunks(partial(fn, common), x, _tokens(chunk_length, x, in_axis), onto=onto, **options)
 
-    if not sharding.splits_length():
+    if not sharding.splits_tokens():
         return run(common, x, onto)
 
     def run_own_part(common, x, onto):
         result = run(common, x, onto)
-        return (result[0], sharding.sum_over_mesh(result[1])) if has_sums else result
+        return (result[0], sharding.sum_over_mesh(result[1], sums_spec)) if has_sums else result
 
     in_spec, out_spec = (jax.tree.map(sharding.length_spec, axis) for axis in (in_axis, out_axis))
     everywhere = sharding.spec()
+    common_spec, sums_spec = (everywhere if given is None else given for given in (common_spec, sums_spec))
     onto_spec = everywhere if onto is None else jax.tree.map(sharding.length_spec, jax.tree.broadcast(out_axis, onto))
-    result_spec = (out_spec, everywhere) if has_sums else out_spec
-    run_on_mesh = sharding.shard_map(run_own_part, (everywhere, in_spec, onto_spec), result_spec, check_axes=False)
+    result_spec = (out_spec, sums_spec) if has_sums else out_spec
+    run_on_mesh = sharding.shard_map_tokens(run_own_part, (common_spec, in_spec, onto_spec), result_spec)
     return run_on_mesh(common, x, onto)
 
 
@@ -111,7 +127,17 @@ def _tokens(chunk_length: ChunkLength, x, in_axis) -> int | None:
 
 
 def chunked_vjp(
-    fn: Callable, params, fixed, arrays: tuple, chunk_length: ChunkLength, *, in_axis=1, out_axis=1, onto=None
+    fn: Callable,
+    params,
+    fixed,
+    arrays: tuple,
+    chunk_length: ChunkLength,
+    *,
+    in_axis=1,
+    out_axis=1,
+    onto=None,
+    params_spec=None,
+    fixed_spec=None,
 ):
     """Negated value and cotangents of a position-wise function, chunk by chunk in one pass.
 
@@ -124,6 +150,8 @@ def chunked_vjp(
       in_axis: the axis of the length, for all leaves of `arrays` or as a pytree prefix of it.
       out_axis: likewise of the pair of the value and the cotangent of x.
       onto: a pair, what the negated value and the cotangent of x are added to; None = nothing.
+      params_spec: where `params` and their cotangents lie on a mesh, as in `map_length`.
+      fixed_spec: likewise `fixed`.
 
     Returns:
       Minus the value, the cotangents of params, and those of x, in the types of what they are cotangents of.
@@ -135,6 +163,8 @@ def chunked_vjp(
         d_params, d_x = vjp(d_value)
         return (jax.tree.map(jnp.negative, value), d_x), d_params
 
+    specs = [sharding.spec() if given is None else given for given in (params_spec, fixed_spec)]
     run = partial(map_length, in_axis=in_axis, out_axis=out_axis, onto=onto, has_sums=True)
+    run = partial(run, common_spec=tuple(specs), sums_spec=specs[0])
     (negated, d_x), d_params = run(differentiate, (params, fixed), arrays, chunk_length)
     return negated, jax.tree.map(lambda g, p: g.astype(p.dtype), d_params, params), d_x

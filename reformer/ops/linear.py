@@ -17,12 +17,13 @@ def dot_general(x, kernel, dimension_numbers, precision=None):
 
     Args:
       x: float inputs [*tokens, *contracted].
-      kernel: float weights [*contracted, *features].
+      kernel: float weights [*contracted, *features], perhaps of a wider type than `x`: they are multiplied in that of
+        `x`, and their cotangent is summed in at least float32.
       dimension_numbers: as in `jax.lax.dot_general`: the last axes of `x` with the first of `kernel`, no batch axes.
       precision: only None, the default.
 
     Returns:
-      [*tokens, *features].
+      [*tokens, *features], of the type of `x`.
     """
     (x_axes, kernel_axes), batch = dimension_numbers
     count = len(kernel_axes)
@@ -35,11 +36,11 @@ def dot_general(x, kernel, dimension_numbers, precision=None):
 
 @jax.custom_vjp
 def _multiply(x: Float[Array, "tokens in"], kernel: Float[Array, "in out"]) -> Float[Array, "tokens out"]:
-    return _contract(x, kernel, 1, 0)
+    return _contract(x, kernel.astype(x.dtype), 1, 0)
 
 
-def _contract(x, y, x_axis: int, y_axis: int):
-    return jax.lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())))
+def _contract(x, y, x_axis: int, y_axis: int, dtype=None):
+    return jax.lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=dtype)
 
 
 def _multiply_forward(x, kernel):
@@ -48,7 +49,8 @@ def _multiply_forward(x, kernel):
 
 def _multiply_backward(saved, d_out):
     x, kernel = saved
-    return _contract(d_out, kernel, 1, 1), _contract(x, d_out, 0, 0)
+    d_kernel = _contract(x, d_out, 0, 0, jnp.promote_types(jnp.float32, x.dtype))
+    return _contract(d_out, kernel.astype(x.dtype), 1, 1), d_kernel.astype(kernel.dtype)
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)

@@ -58,3 +58,11 @@ def test_the_gradient_of_a_product_copies_no_operand():
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     text = jax.jit(gradients).lower(*arguments).compile().as_text()
     assert " copy(" not in text and " transpose(" not in text
+
+
+def test_the_gradient_of_a_wider_kernel_is_not_rounded_to_the_type_of_the_inputs():
+    x, kernel = jnp.ones((257, 2), jnp.bfloat16), jnp.ones((2, 3), jnp.float32)
+    out, vjp = jax.vjp(lambda x, kernel: linear.dot_general(x, kernel, (((1,), (0,)), ((), ()))), x, kernel)
+    d_x, d_kernel = vjp(jnp.ones_like(out))
+    assert (out.dtype, d_x.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(d_kernel, 257)  # bfloat16 counts to 256
