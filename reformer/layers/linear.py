@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from reformer.config import ReformerConfig
@@ -28,9 +29,11 @@ def dense(config: ReformerConfig, features: int | tuple[int, ...], **kwargs) -> 
     )
 
 
-def _promote_all_but_kernel(x, kernel, bias, *, dtype):
-    """Brings the arrays of a dense layer to a type; the product itself does that with the kernel."""
-    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
+def _promote_all_but_kernel(*arrays, dtype=None, inexact=True):
+    """Brings the inputs and the bias of a dense layer to a type; the product itself does that with the kernel."""
+    x, kernel, bias = arrays
+    x, bias = promote_dtype(x, bias, dtype=dtype, inexact=inexact)
+    return [x, kernel, bias]
 
 
 def mlp_chunk(config: ReformerConfig) -> ChunkLength:

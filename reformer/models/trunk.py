@@ -129,15 +129,15 @@ class Trunk(nn.Module):
         """The vectors that enter the stack, before dropout."""
         if self.is_initializing() or not splits_tokens():
             return self.embeddings(inputs)
-        embeddings, embedded = self.embeddings.clone(parent=None), (inputs,)
-        if splits_length():
-            # The position embeddings of the whole length, the same for all examples, would exist on every device.
-            embedded += (jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape[:2]),)
+        # Positions of the whole length, which are the same for all examples, would exist on every device.
+        number = jnp.arange(inputs.shape[1])[None]
+        positions = jnp.broadcast_to(number, inputs.shape[:2]) if splits_length() else None
+        embeddings = self.embeddings.clone(parent=None)
 
         def embed(params, inputs_and_positions):
             return embeddings.apply({"params": params}, *inputs_and_positions)
 
-        return map_length(embed, self.variables["params"]["embeddings"], embedded, None)
+        return map_length(embed, self.variables["params"]["embeddings"], (inputs, positions), None)
 
     def _dropout_seed(self, deterministic: bool):
         config = self.config

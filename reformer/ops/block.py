@@ -43,7 +43,7 @@ def _einsum(subscripts: str, a, b, like):
 
 
 def _scores(rule: Rule, block: Block):
-    scores = _einsum("cqd,ckd->cqk", block.query, block.key, block.query)
+    scores = _einsum("ckd,cqd->ckq", block.key, block.query, block.query)
     if not rule.shared:
         scores *= block.query.shape[-1] ** -0.5
     return masking.mask_scores(rule, block.pairs, scores)
@@ -53,27 +53,32 @@ def _drop(rule: Rule, pairs: Pairs, x):
     """Applies attention dropout; a linear map of `x`, so also its own transpose."""
     if rule.dropout_rate == 0:
         return x
-    keep = keep_mask(pairs.seed, pairs.query.position[:, :, None], pairs.key.position[:, None, :], rule.dropout_rate)
+    keep = keep_mask(pairs.seed, pairs.query.position[:, None, :], pairs.key.position[:, :, None], rule.dropout_rate)
     return jnp.where(keep, x / (1 - rule.dropout_rate), 0)
 
 
 def _exponentials(rule: Rule, block: Block):
     """Unnormalised weights, what to multiply them by, and the log-normaliser."""
     scores = _scores(rule, block)
-    largest = jnp.max(scores, axis=-1, keepdims=True)
+    largest = jnp.max(scores, axis=1, keepdims=True)
     weights = jnp.exp(scores - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    total = jnp.sum(weights, axis=1, keepdims=True)
     log_normalizer = largest + jnp.log(total)
     if rule.semantics == "huggingface":  # its weights are exp(score - log_normalizer), which rounds near -1e9
         total = jnp.exp(log_normalizer - largest)
     scale = jnp.where(largest > masking.NO_KEY_BELOW, 1 / total, 0)
-    return weights, scale, log_normalizer[..., 0]
+    return weights, scale, log_normalizer[:, 0]
 
 
 def forward(rule: Rule, block: Block) -> tuple[Float[Array, "c q e"], Float[Array, "c q"]]:
     """Returns the attention output and the log-normaliser of every query."""
     weights, scale, log_normalizer = _exponentials(rule, block)
-    return scale * _einsum("cqk,cke->cqe", _drop(rule, block.pairs, weights), block.value, block.value), log_normalizer
+    return _weigh(rule, block, weights, scale), log_normalizer
+
+
+def _weigh(rule: Rule, block: Block, weights, scale):
+    summed = _einsum("ckq,cke->cqe", _drop(rule, block.pairs, weights), block.value, block.value)
+    return jnp.swapaxes(scale, 1, 2) * summed
 
 
 def backward(
@@ -93,8 +98,8 @@ def backward(
       log_normalizer: of the whole softmax, over all rounds.
     """
     has_key = (log_normalizer > masking.NO_KEY_BELOW) & (block.pairs.query.position >= 0)
-    weights = jnp.exp(_scores(rule, block) - jnp.where(has_key, log_normalizer, -masking.NO_KEY_BELOW)[..., None])
-    return _gradients(rule, block, weights, out_gradient, delta[..., None])
+    weights = jnp.exp(_scores(rule, block) - jnp.where(has_key, log_normalizer, -masking.NO_KEY_BELOW)[:, None])
+    return _gradients(rule, block, weights, out_gradient, delta)
 
 
 def forward_and_backward(
@@ -102,22 +107,22 @@ def forward_and_backward(
 ) -> tuple[Float[Array, "c q e"], Gradients]:
     """Output and cotangents in one pass, where the block holds all the keys of its queries."""
     weights, scale, _ = _exponentials(rule, block)
-    out = scale * _einsum("cqk,cke->cqe", _drop(rule, block.pairs, weights), block.value, block.value)
+    out = _weigh(rule, block, weights, scale)
     # Rounded where the two-pass form rounds, so that narrow types get the same gradient from both.
     rounded = out.astype(block.value.dtype).astype(out.dtype)
-    delta = jnp.sum(rounded * out_gradient, axis=-1, keepdims=True)
+    delta = jnp.sum(rounded * out_gradient, axis=-1)
     return out, _gradients(rule, block, weights * scale, out_gradient, delta)
 
 
 def _gradients(rule: Rule, block: Block, weights, out_gradient, delta) -> Gradients:
-    value_gradient = _einsum("cqk,cqe->cke", _drop(rule, block.pairs, weights), out_gradient, block.value)
-    weight_gradient = _einsum("cqe,cke->cqk", out_gradient, block.value, block.value)
-    score_gradient = weights * (_drop(rule, block.pairs, weight_gradient) - delta)
+    value_gradient = _einsum("ckq,cqe->cke", _drop(rule, block.pairs, weights), out_gradient, block.value)
+    weight_gradient = _einsum("cke,cqe->ckq", block.value, out_gradient, block.value)
+    score_gradient = weights * (_drop(rule, block.pairs, weight_gradient) - delta[:, None])
     score_gradient = masking.mask_score_gradients(rule, block.pairs, score_gradient)
     if not rule.shared:
         score_gradient *= block.query.shape[-1] ** -0.5
     return Gradients(
-        _einsum("cqk,ckd->cqd", score_gradient, block.key, block.query),
-        _einsum("cqk,cqd->ckd", score_gradient, block.query, block.query),
+        _einsum("ckq,ckd->cqd", score_gradient, block.key, block.query),
+        _einsum("ckq,cqd->ckd", score_gradient, block.query, block.query),
         value_gradient,
     )

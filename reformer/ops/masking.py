@@ -90,19 +90,19 @@ class Pairs(NamedTuple):
 
 
 def _every_pair(compare, query, key):
-    """Compares arrays [c, q] and [c, k] as [c, q, k]."""
-    return compare(query[:, :, None], key[:, None, :])
+    """Compares arrays [c, q] and [c, k] as [c, k, q]."""
+    return compare(query[:, None, :], key[:, :, None])
 
 
-def allowed(rule: Rule, pairs: Pairs) -> Bool[Array, "c q k"]:
+def allowed(rule: Rule, pairs: Pairs) -> Bool[Array, "c k q"]:
     """True where the query may attend to the key, the token itself included unless the rule looks ahead."""
     query, key = pairs.query, pairs.key
     usable = key.position >= 0 if key.mask is None else (key.position >= 0) & key.mask
     if rule.causal:
         in_reach = _every_pair(jnp.greater if rule.looks_ahead else jnp.greater_equal, query.position, key.position)
     else:
-        in_reach = jnp.ones_like(query.position, bool)[:, :, None]
-    result = in_reach & usable[:, None, :]
+        in_reach = jnp.ones_like(query.position, bool)[:, None, :]
+    result = in_reach & usable[:, :, None]
     if rule.shows is not None:
         result &= _every_pair(rule.shows, query.position, key.position)
     if query.bucket is not None:
@@ -112,12 +112,12 @@ def allowed(rule: Rule, pairs: Pairs) -> Bool[Array, "c q k"]:
     return result
 
 
-def is_self(pairs: Pairs) -> Bool[Array, "c q k"]:
+def is_self(pairs: Pairs) -> Bool[Array, "c k q"]:
     """True where query and key are the same token."""
     return _every_pair(jnp.equal, pairs.query.position, pairs.key.position)
 
 
-def mask_scores(rule: Rule, pairs: Pairs, scores: Float[Array, "c q k"]) -> Float[Array, "c q k"]:
+def mask_scores(rule: Rule, pairs: Pairs, scores: Float[Array, "c k q"]) -> Float[Array, "c k q"]:
     """Replaces the scores of forbidden pairs and of tokens with themselves, and corrects duplicates."""
     forbidden_fill, self_fill = SCORE_FILLS[rule.semantics]
     scores = jnp.where(allowed(rule, pairs), scores, forbidden_fill)
@@ -128,7 +128,7 @@ def mask_scores(rule: Rule, pairs: Pairs, scores: Float[Array, "c q k"]) -> Floa
     return scores
 
 
-def mask_score_gradients(rule: Rule, pairs: Pairs, gradients: Float[Array, "c q k"]) -> Float[Array, "c q k"]:
+def mask_score_gradients(rule: Rule, pairs: Pairs, gradients: Float[Array, "c k q"]) -> Float[Array, "c k q"]:
     """The transpose of `mask_scores`: a replaced score has no gradient."""
     may_attend = allowed(rule, pairs)
     if rule.replaces_self:
@@ -136,7 +136,7 @@ def mask_score_gradients(rule: Rule, pairs: Pairs, gradients: Float[Array, "c q 
     return jnp.where(may_attend, gradients, 0)
 
 
-def count_meetings(rule: Rule, pairs: Pairs) -> Int[Array, "c q k"]:
+def count_meetings(rule: Rule, pairs: Pairs) -> Int[Array, "c k q"]:
     """N_ij: in how many rounds the query sees the key, at least 1.
 
     Source: arXiv 2001.04451, appendix A.
