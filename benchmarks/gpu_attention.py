@@ -185,8 +185,6 @@ def layer(length: int, num_heads: int, num_hashes: int, num_steps: int, implemen
         mlp_dim=4 * width,
         num_heads=num_heads,
         axial_dims=(width // 4, width - width // 4),
-        mlp_chunk_length=2**16,
-        loss_chunk_length=2**16,
         dtype="bfloat16",
         attention_implementation=implementation,
     )

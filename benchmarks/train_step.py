@@ -24,14 +24,11 @@ from reformer import ReformerConfig, ReformerLM, compiler_options
 from reformer.models.flops import flops_per_token
 from reformer.training import memory
 
-CHUNK_LENGTH = 4096  # tokens of the feed-forward, the projections and the loss at once: they stay in cache
-SHORTEST_CHUNKED = 8192
+CACHED_TOKENS = 4096  # whose operands of a product stay in cache
 
 
 def make_config(length: int, **changes) -> ReformerConfig:
     """Returns the model for sequences of `length` tokens, with fields as in `changes`."""
-    chunk_length = CHUNK_LENGTH if length >= SHORTEST_CHUNKED else None
-    is_reversible = changes.get("reversible", True)
     fields = {
         "vocab_size": 320,
         "max_length": length,
@@ -46,8 +43,6 @@ def make_config(length: int, **changes) -> ReformerConfig:
         "activation": "relu",
         "axial_shape": record.axial_shape(length),
         "axial_dims": (64, 192),
-        "mlp_chunk_length": chunk_length if is_reversible else None,  # ordinary autodiff would store chunks twice
-        "loss_chunk_length": chunk_length,
     }
     return ReformerConfig(**(fields | changes))
 
@@ -88,7 +83,7 @@ def compile_step(step: Callable, arguments: tuple, **options):
 def matmul_rate(config: ReformerConfig, num_repeats: int = 9) -> float:
     """Returns FLOP/s of the feed-forward's matrix products on cached operands, as what this machine can do."""
     # On an accelerator a product of a chunk alone would measure the launch of a kernel.
-    rows = min(config.max_length, CHUNK_LENGTH if jax.default_backend() == "cpu" else 2**20)
+    rows = min(config.max_length, CACHED_TOKENS if jax.default_backend() == "cpu" else 2**20)
     x = jax.random.normal(jax.random.key(0), (rows, config.embed_dim), config.dtype)
     w = jax.random.normal(jax.random.key(1), (config.embed_dim, config.mlp_dim), config.dtype)
     multiply = jax.jit(jnp.dot).lower(x, w).compile()
