@@ -98,10 +98,31 @@ def test_no_activations_are_gathered(mesh, batch_size, compile_step):
     assert ("all-to-all" in row["collectives"]) == ("length" in mesh)
 
 
-def test_a_mesh_of_examples_has_no_collective_in_a_loop_over_tokens(compile_step):
-    row, _ = compile_step("h100", "data=4", 4)
-    assert set(row["collectives"]) == {"all-reduce"}
-    assert set(row["collectives"]["all-reduce"]["by_loops"]) <= {"none"}
+@pytest.mark.parametrize("mesh", ["data=4", "data=1,fsdp=4"])
+def test_a_mesh_of_examples_has_no_collective_in_a_loop_over_tokens(mesh, compile_step):
+    row, _ = compile_step("h100", mesh, 4)
+    assert set(row["collectives"]) <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert ("all-gather" in row["collectives"]) == ("fsdp" in mesh)
+    for collective in row["collectives"].values():
+        assert set(collective["by_loops"]) <= {"none"}
+
+
+@pytest.mark.parametrize("mesh", ["data=4", "data=1,fsdp=4"])
+def test_position_gradients_are_summed_into_their_tables_before_they_cross_devices(mesh, compile_step):
+    _, module = compile_step("h100", mesh, 4)
+    sums = [x.instruction for x in hlo.run(module).launches if x.instruction.collective == "all-reduce"]
+    assert sums
+    for one in sums:
+        for _, sizes, _ in hlo.arrays(one.shape):
+            assert LENGTH not in sizes, one.shape
+
+
+@pytest.mark.parametrize("target", ["h100", "v5e"])
+def test_tokens_are_worked_in_one_piece_unless_told_otherwise(target, compile_step):
+    chunked, _ = compile_step(target)
+    whole, _ = compile_step(target, mlp_chunk_length=None, loss_chunk_length=None)
+    assert whole["kernels"] < chunked["kernels"] / 2
+    assert whole["loop_iterations"] < chunked["loop_iterations"] / 2
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
