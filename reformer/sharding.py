@@ -294,9 +294,9 @@ def shard_map(fn: Callable, in_specs, out_specs, *, check_axes: bool = True) -> 
 
 
 def shard_map_tokens(fn: Callable, in_specs, out_specs) -> Callable:
-    """`shard_map` over the axes that split examples and the length; what `tensor` splits is left to the compiler."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = {axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1}
+    """`shard_map` over the axes that split examples and the length; what others split is left to the compiler."""
+    mesh, of_tokens = jax.sharding.get_abstract_mesh(), RULES["act_batch"] + RULES["act_length"]
+    axes = {axis for axis in mesh.axis_names if axis in of_tokens or mesh.shape[axis] == 1}
     return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
 
 

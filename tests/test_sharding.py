@@ -180,6 +180,13 @@ def test_axes_that_no_rule_knows_give_one_warning_with_the_names(forgetful):
     assert len(found) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Mesh axes model=2 split nothing")
+def test_devices_along_an_axis_that_no_rule_knows_do_not_count_twice(x64, expected):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    assert_equal(loss_and_gradients(mesh), expected)
+
+
 def test_an_own_mesh_with_known_axes_or_one_device_gives_no_warning(forgetful):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
