@@ -137,3 +137,12 @@ def test_the_ids_that_a_text_needs_are_known_before_it_is_read(tmp_path, learned
     assert vocab_size(subwords=str(_write(tmp_path / "m", learned.vocabulary.content))) == 303
     assert vocab_size(subwords="gone.model") == 0  # a run may have its own copy
     assert vocab_size(tokens="bytes") == text.VOCAB_SIZE
+
+
+def test_a_vocabulary_is_parsed_once_until_its_file_changes(tmp_path, learned):
+    path = _write(tmp_path / "m", learned.vocabulary.content)
+    read = text_tokens.read(str(path))
+    assert text_tokens.read(str(path)) is read
+    path.unlink()
+    other = text_tokens.learn((WORDS * 50).encode(), 290, tmp_path / "cache")
+    assert text_tokens.read(str(_write(path, other.vocabulary.content))).vocab_size == 293
