@@ -1,6 +1,7 @@
 """A kind of attention that `reformer` does not know trains, decodes and is inspected, given by a record alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +47,18 @@ def attend(rule, arrays, given):
     return weights @ arrays.value / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
 
 
+BY_AUTODIFF = ByAutodiff(attend)
+
+
 @dataclasses.dataclass(frozen=True)
 class StridedByAutodiff(Strided):
     """The same with an operation of its own, of which only the value is given."""
 
+    operation: ByAutodiff = BY_AUTODIFF
+
     def plan(self, config, length, has_dropout):
         """As `Kind` has it."""
-        return Plan(self.rule(config, has_dropout), ByAutodiff(attend))
+        return Plan(self.rule(config, has_dropout), self.operation)
 
 
 BOTH = pytest.mark.parametrize("kind", ["strided", "strided_by_autodiff"])
@@ -138,6 +144,24 @@ def test_it_is_inspected(kind):
     expected = shown.sum(1) / (distance >= 0).sum(1)  # the share of the keys that full attention would see
     np.testing.assert_allclose(layer.coverage.random, expected.mean(), rtol=1e-5)
     assert (layer.coverage.seen < 1).all() and (layer.coverage.seen > 0.1).all()
+
+
+def attend_in_documents(rule, arrays, given):
+    """`attend` of the only document of a row."""
+    return attend(rule, arrays, given._replace(documents=None))
+
+
+def test_an_operation_that_does_not_heed_documents_is_refused_where_there_are_some():
+    config = make("strided_by_autodiff")
+    params, tokens = models.init(config), models.tokens(config, batch=1)
+    run = functools.partial(ReformerLM(config).apply, {"params": params}, tokens)
+    with pytest.raises(ValueError, match=r"ByAutodiff\(attend\) does not keep documents apart.*heeds_documents=True"):
+        run(documents=jnp.zeros_like(tokens))
+    heeding = dataclasses.replace(StridedByAutodiff(), operation=ByAutodiff(attend_in_documents, heeds_documents=True))
+    kinds.register("strided_by_autodiff", heeding)
+    with_documents = run(documents=jnp.zeros_like(tokens))
+    kinds.register("strided_by_autodiff", StridedByAutodiff())
+    np.testing.assert_allclose(with_documents, run(), rtol=1e-5, atol=1e-5)
 
 
 def test_its_operations_are_counted():

@@ -151,7 +151,8 @@ def learn(lines: Sequence[str], num_ids: int, cache_dir: Path, *, restores_space
 
 
 def _train(lines: Iterable[str], num_ids: int, most_bytes: int, restores_spaces: bool) -> bytes:
-    with extras.needed_for("a vocabulary of subwords", "translation"):
+    of_text = restores_spaces  # the other subwords are those of translation
+    with extras.needed_for("a vocabulary of subwords", "subwords" if of_text else "translation"):
         from sentencepiece import SentencePieceTrainer
 
     written = io.BytesIO()

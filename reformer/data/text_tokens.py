@@ -5,6 +5,7 @@ reserved ids are not used: behind its ids stand three more, which separate docum
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -203,6 +204,14 @@ def read(path: str) -> SubwordTokens:
             f"data.subwords={path!r}: there is no such file. Name a SentencePiece model or a tokenizer.json by "
             "--config.data.subwords, or leave it out to learn subwords from the training text."
         )
+    status = file.stat()
+    return _parse(path, file.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(path: str, file: Path, changed_at: int, num_bytes: int) -> SubwordTokens:
+    """As `read`, once for a file that does not change: every validation of a config asks for its size."""
+    del changed_at, num_bytes
     content = file.read_bytes()
     vocabulary: Any = (HubTokenizer if content.lstrip()[:1] == b"{" else Pieces)(content)
     try:

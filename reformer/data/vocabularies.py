@@ -54,6 +54,9 @@ class Pieces:
 
     @functools.cached_property
     def _processor(self) -> Any:
+        with extras.needed_for("a SentencePiece model", "subwords"):
+            import sentencepiece  # noqa: F401
+
         return subwords.Subwords(self.content).processor
 
     @functools.cached_property

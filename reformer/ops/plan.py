@@ -101,11 +101,13 @@ class ByAutodiff:
 
     Attributes:
       attend: (rule, arrays, given) -> output [l, e] of one row. The key of the arrays is there under a shared
-        projection too. A function that is hashable, such as one at the top of a module. That tokens
-        attend within their document only, where documents are given, is its affair.
+        projection too. A function that is hashable, such as one at the top of a module.
+      heeds_documents: `attend` lets tokens attend within their document only where `given.documents` are there. Without
+        it documents are refused, since it would mix them in silence.
     """
 
     attend: Callable[[Rule, Arrays, Given], Array]
+    heeds_documents: bool = False
 
     def forward(self, plan: Plan, arrays: Arrays, given: Given) -> tuple[Array, Array]:
         """As `Operation` has it."""
@@ -122,6 +124,13 @@ class ByAutodiff:
         return out, transpose(out_gradient)[0]
 
     def _value(self, plan: Plan, given: Given, arrays: Arrays) -> Array:
+        if given.documents is not None and not self.heeds_documents:
+            name = getattr(self.attend, "__name__", self.attend)
+            raise ValueError(
+                f"ByAutodiff({name}) does not keep documents apart, which data.separate_documents=True asks for. Let "
+                f"{name} heed given.documents and say so by ByAutodiff({name}, heeds_documents=True), or join them by "
+                "--config.data.separate_documents=False."
+            )
         if arrays.key is None:
             arrays = arrays._replace(key=unit_keys(arrays.query))
         return self.attend(plan.rule, arrays, given).astype(arrays.value.dtype)

@@ -1,9 +1,12 @@
 """Text as subwords: learned and read, restored byte for byte, and evaluated per byte."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from reformer.data import documents, load, source, subword_text, text, text_tokens
+from reformer.host import extras
 
 WORDS = "the tree of a forest\n  and its\tleaves  in the wind or rain\n"
 AWKWARD = "\0  a\t\tb  \r\n\n   é漢 x \N{GRINNING FACE} \n\0\0z\n".encode()
@@ -137,3 +140,20 @@ def test_the_ids_that_a_text_needs_are_known_before_it_is_read(tmp_path, learned
     assert vocab_size(subwords=str(_write(tmp_path / "m", learned.vocabulary.content))) == 303
     assert vocab_size(subwords="gone.model") == 0  # a run may have its own copy
     assert vocab_size(tokens="bytes") == text.VOCAB_SIZE
+
+
+def test_a_vocabulary_is_parsed_once_until_its_file_changes(tmp_path, learned):
+    path = _write(tmp_path / "m", learned.vocabulary.content)
+    read = text_tokens.read(str(path))
+    assert text_tokens.read(str(path)) is read
+    path.unlink()
+    other = text_tokens.learn((WORDS * 50).encode(), 290, tmp_path / "cache")
+    assert text_tokens.read(str(_write(path, other.vocabulary.content))).vocab_size == 293
+
+
+def test_the_extra_that_is_named_where_sentencepiece_is_missing_is_that_of_text(tmp_path, learned, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(extras.MissingPackageError, match=r"'sentencepiece'.*'reformer\[subwords\]'"):
+        text_tokens.learn((WORDS * 50).encode(), 280, tmp_path)
+    with pytest.raises(extras.MissingPackageError, match=r"'sentencepiece'.*'reformer\[subwords\]'"):
+        text_tokens.read(str(_write(tmp_path / "m", learned.vocabulary.content)))
