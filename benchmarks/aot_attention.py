@@ -58,7 +58,7 @@ def measure(target: str, sizes: dict[str, Any], folder: str) -> dict[str, Any]:
         file.unlink()
     began = time.monotonic()
     try:
-        compiled = lower(target, sizes).compile({"xla_gpu_autotune_level": "0"})
+        compiled = lower(target, sizes).compile(aot.compiler_options(target))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         return {"error": str(error).splitlines()[0]}
     row: dict[str, Any] = {"compile_seconds": round(time.monotonic() - began, 1), **aot.memory(compiled)}
