@@ -75,17 +75,20 @@ class Static(NamedTuple):
         return (before, after) if side == "keys" else (after, before)
 
     def steps(self, tile, side: str):
-        """The first step of the chunks that hold the keys, or queries, of a tile, and the first step behind them."""
+        """The first step of the chunks that hold the keys, or queries, of a tile, and the first step behind them.
+
+        They may lie beyond the ends of the row.
+        """
         before, after = self.neighbors(side)
         first, size = tile * self.tile, self.chunk_length
         begin = (first // size - before) * size
         end = ((first + self.tile - 1) // size + 1 + after) * size
-        return jnp.maximum(begin, 0) // self.step, jnp.minimum(end + self.step - 1, self.num_slots) // self.step
+        return begin // self.step, (end + self.step - 1) // self.step
 
     def most_steps(self, side: str) -> int:
         """How many steps these are at most, whichever the tile."""
-        num_chunks = sum(self.neighbors(side)) + math.ceil(self.tile / self.chunk_length) + 1
-        return min(self.num_slots // self.step, math.ceil(num_chunks * self.chunk_length / self.step) + 1)
+        tiles = range(min(self.num_slots // self.tile, self.chunk_length))  # after so many the chunks lie alike
+        return max(end - begin for begin, end in (self.steps(tile, side) for tile in tiles))
 
 
 class Tile(NamedTuple):
@@ -152,6 +155,7 @@ def visit_tiles(static: Static, refs: Operands, blocks: dict, side: str, visit: 
     """Folds `visit`, from (carry, tile) to carry, over the tiles that hold the keys, or queries, of the own one."""
     begin, end = static.steps(pl.program_id(0), side)
     if static.reaches_all:
+        begin, end = jnp.maximum(begin, 0), jnp.minimum(end, static.num_slots // static.step)
         tile = partial(_tile, static, refs, size=static.step)
         return jax.lax.fori_loop(begin, end, lambda i, carry: visit(carry, tile(first=i * static.step)), carry)
     for i, block in enumerate(blocks[side]):
@@ -164,7 +168,7 @@ def _tile(static: Static, refs: Operands, first, size: int) -> Tile:
         slots = pl.ds(first, size)
         place = refs.place[slots]
         return Tile(refs, slots if static.is_sorted else show(place), first, place)
-    exists = first < static.num_slots  # else the last block stands in its place, and nothing is near it
+    exists = (first >= 0) & (first < static.num_slots)  # else another block stands in its place, and nothing is near it
     place = jnp.where(exists, refs.place[...], hide(NEVER))
     return Tile(refs, slice(None), jnp.where(exists, first, NEVER), place)
 
@@ -230,7 +234,7 @@ def _spec(static: Static, number: Callable, x) -> pl.BlockSpec:
 
 
 def _block(static: Static, side: str, i: int, tile):
-    return jnp.minimum(static.steps(tile, side)[0] + i, static.num_slots // static.step - 1)
+    return jnp.clip(static.steps(tile, side)[0] + i, 0, static.num_slots // static.step - 1)
 
 
 def _num_bytes(arrays, num_rounds: int) -> int:
