@@ -68,6 +68,7 @@ FOUR_LAYERS += --config.evaluation.batch_size=4
 bench-aot: $(AOT_GPU)/aot.stamp $(AOT_TPU)/aot.stamp
 	$(AOT_GPU)/bin/python benchmarks/aot.py --target h100 $(PAPER) --config.training.batch_size=1
 	$(AOT_GPU)/bin/python benchmarks/aot.py --target h100 $(FOUR_LAYERS)
+	$(AOT_GPU)/bin/python benchmarks/aot_attention.py
 	$(AOT_TPU)/bin/python benchmarks/aot.py --target v5e $(PAPER) --config.training.batch_size=1
 
 $(VENV)/train.stamp: requirements.txt pyproject.toml

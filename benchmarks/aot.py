@@ -95,7 +95,7 @@ def measure(
     lowered = lower(target, config, mesh, overrides)
     began = time.monotonic()
     try:
-        compiled = lowered.compile({"xla_gpu_autotune_level": "0"} if TARGETS[target].platform == "cuda" else None)
+        compiled = lowered.compile(compiler_options(target))
     except jax.errors.JaxRuntimeError as error:
         return row | {"error": str(error).splitlines()[0]}, ""
     seconds, text = round(time.monotonic() - began, 1), compiled.as_text()
@@ -103,6 +103,11 @@ def measure(
     names = row.pop("pallas_kernels")
     row["pallas_kernels"] = ptx.kernels(folder, names) if names else []
     return row, text
+
+
+def compiler_options(target: str) -> dict[str, str] | None:
+    """Returns what the compiler for a target is told: kernels for GPUs cannot be tuned by trial."""
+    return {"xla_gpu_autotune_level": "0"} if TARGETS[target].platform == "cuda" else None
 
 
 def lower(target: str, config: str, mesh: dict[str, int], overrides: list[str]) -> Any:

@@ -84,6 +84,12 @@ class Instruction:
         return _first(r'[{ ]name = "([^"]*)"', self.attributes) if self.target == PALLAS_GPU else ""
 
     @property
+    def declared_bytes(self) -> int:
+        """What a Pallas kernel for GPUs says that it reads and writes; 0 for others."""
+        found = _first(r"bytes_accessed\\22: \\22(\d+)", self.attributes) if self.target == PALLAS_GPU else ""
+        return int(found or 0)
+
+    @property
     def source(self) -> str:
         """The operation of JAX that it comes from."""
         return _first(r'op_name="([^"]*)"', self.attributes)

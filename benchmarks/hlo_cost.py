@@ -119,6 +119,8 @@ def _root(body: Computation) -> Instruction:
 def _bytes(instruction: Instruction, shapes: list[str]) -> int:
     """Returns the bytes of an instruction that is no fusion."""
     opcode, result = instruction.opcode, hlo.num_bytes(instruction.shape)
+    if declared := instruction.declared_bytes:
+        return declared
     if opcode in _SLICES:
         return 2 * result + sum(hlo.num_bytes(shape) for shape in shapes[1:])
     if opcode == "dynamic-update-slice":

@@ -301,6 +301,13 @@ def test_pallas_kernels_are_found_by_their_names():
     assert hlo_summary.summarize(text, GPU)["pallas_kernels"] == {"mine": 1}
 
 
+def test_bytes_that_a_pallas_kernel_tells_count_instead_of_its_operands():
+    call = '%r = f32[1000] custom-call(%p), custom_call_target="__gpu$xla.gpu.triton", backend_config={name = "mine"'
+    for told, expected in (("", 0.01), (r', serialized_metadata = "{\22bytes_accessed\22: \2230000000\22}"', 0.03)):
+        found = hlo_summary.summarize(entry("%p = f32[2499000] parameter(0)", call + told + "}"), GPU)
+        assert found["gb"] == expected
+
+
 SAID = """ptxas info    : Compiling entry function 'mine' for 'sm_90a'
 ptxas info    : Function properties for mine
     16 bytes stack frame, 24 bytes spill stores, 28 bytes spill loads

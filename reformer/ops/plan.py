@@ -151,16 +151,20 @@ def on_cpu() -> bool:
     return sharding.target_platform() == "cpu"
 
 
-def unit_keys(x: Float[Array, "*rows d"], size: int | None = None) -> Float[Array, "*rows d"]:
+def unit_keys(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
     """Scales vectors to length 1, computed in at least float32.
-
-    Args:
-      x: vectors.
-      size: how many of their entries count, where the others are padding with zeros.
 
     Source: arXiv 2001.04451, section 2, "Shared-QK attention"; the epsilon is trax's.
     """
     wide = x.astype(block_ops.accumulation_dtype(x.dtype))
-    size = size or x.shape[-1]
-    mean_square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True) / size
-    return (wide * jax.lax.rsqrt(mean_square + _UNIT_EPSILON) * size**-0.5).astype(x.dtype)
+    return (wide * _inverse_root(wide)[..., None] * x.shape[-1] ** -0.5).astype(x.dtype)
+
+
+def unit_scales(x: Float[Array, "*rows d"]) -> Float[Array, "*rows"]:
+    """What `unit_keys` multiplies vectors by, in at least float32."""
+    return _inverse_root(x.astype(block_ops.accumulation_dtype(x.dtype))) * x.shape[-1] ** -0.5
+
+
+def _inverse_root(wide):
+    """Of the mean square."""
+    return jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1) + _UNIT_EPSILON)

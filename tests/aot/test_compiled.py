@@ -50,16 +50,33 @@ def compile_step(tmp_path_factory):
 
 
 def _run(python, folder, target, mesh, batch_size, fields):
-    command = [python, "benchmarks/aot.py", "--target", target, "--config", "configs/enwik8.py:small", "--mesh", mesh]
+    command = ["benchmarks/aot.py", "--target", target, "--config", "configs/enwik8.py:small", "--mesh", mesh]
     command += ["--keep_hlo", folder / "step.hlo"]
     command += [f"--config.{group}.batch_size={batch_size}" for group in ("training", "evaluation")]
     command += [f"--config.model.{name}={value}" for name, value in fields.items()]
+    (row,) = _rows(python, folder, command)
+    return row, hlo.parse((folder / "step.hlo").read_text()) if "error" not in row else None
+
+
+def _rows(python, folder, command):
+    """What a program appends to the results."""
     environment = {name: x for name, x in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     environment["BENCHMARK_RESULTS"] = str(folder)
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = subprocess.run([python, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    row = json.loads((folder / "aot.jsonl").read_text())
-    return row, hlo.parse((folder / "step.hlo").read_text()) if "error" not in row else None
+    return [json.loads(line) for line in (folder / "aot.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def attention_rows(tmp_path):
+    """Returns a function from arguments of aot_attention.py to its rows for an H100."""
+
+    def run(*arguments):
+        if not PYTHONS["cuda"].exists():
+            pytest.skip(".venv-aot-gpu is not there: make test-aot makes it")
+        return _rows(PYTHONS["cuda"], tmp_path, ["benchmarks/aot_attention.py", *arguments])
+
+    return run
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -131,3 +148,27 @@ def test_the_kernel_keeps_its_numbers_in_registers(head_dim, compile_step):
     kernels = row["pallas_kernels"]
     assert {x["kernel"].partition("__")[0] for x in kernels} == {"forward_chunks", "backward_chunks"}
     assert all(x["spilled_bytes"] == 0 and x["shared_bytes"] <= 227 * 2**10 for x in kernels)
+
+
+SHORT = ("--length", "8192", "--num_heads", "2", "--num_hashes", "2")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "most_spilled"),
+    [
+        (("--chunk_length", "16", "48", "64", "128", "256", "512", "--head_dim", "64", "128"), "bfloat16", 0),
+        (("--head_dim", "32", "256"), "bfloat16", 64),
+        (("--head_dim", "32", "64", "128"), "float32", 64),
+    ],
+)
+def test_the_kernel_compiles_for_chunks_of_any_length(sizes, dtype, most_spilled, attention_rows):
+    for row in attention_rows(*SHORT, *sizes, "--dtype", dtype):
+        assert "error" not in row, row["attention"]
+        assert len(row["pallas_kernels"]) == 2
+        assert max(x["spilled_bytes"] for x in row["pallas_kernels"]) <= most_spilled, row["attention"]
+
+
+def test_the_bytes_of_the_kernel(attention_rows):
+    (row,) = attention_rows()
+    assert row["bytes"] <= 18_000
+    assert row["loop_iterations"] <= 2, "all rounds are one launch"

@@ -1,302 +1,249 @@
-"""Attention of sorted chunks in one kernel: what a chunk needs is read once, and no score leaves the chip.
+"""Attention of sorted tokens in one kernel, which reads every token where it stands; no score leaves the chip.
 
-A program is a chunk of queries of one row. The chunks around it reach it through block index maps that are shifted by
--before .. after, so there is no concatenation, gather or loop inside. The backward kernel gives the cotangents of keys
-and values per neighbour, laid out by the chunk of queries that made them: every block is written by one program,
-without atomics, and their shifted sum is left to XLA.
+A program has a tile of sorted slots, whatever the length of the chunks, and visits the slots around it step by step: as
+queries it visits keys and keeps a running softmax, as keys it visits the queries that see them. So it makes all of the
+cotangents of its tokens, without atomics and without parts that others would have to add up.
 
-On a GPU (Pallas' Triton, which JAX 0.11 deprecates without a date) the sizes of tiles must be powers of two, of at
-least 16 for its matrix units: other chunk lengths and feature sizes are padded here with empty slots and zeros, at the
-cost of a copy. Triton 3.6 compiles it for Hopper: in bfloat16 with chunks and features of 64 nothing spills out of
-registers, with 128 of each and two neighbours the backward kernel does. TPU lowering takes the same blocks, because
-each spans its array's last two axes; there the kernel has been lowered but never run. On a CPU it is interpreted, which
-is slow and meant for tests.
+On GPUs (Pallas' Triton, which JAX 0.11 deprecates without a date) a program finds its tokens by their positions and
+stores what it made there: nothing is gathered before or behind it. Mosaic, for TPUs and for Hopper, cannot index rows
+by an array: there the tokens are sorted before. On a CPU both are interpreted, which is slow and meant for tests.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int, UInt
 
 from reformer.ops.block import accumulation_dtype
-from reformer.ops.chunking import NO_POSITION
 from reformer.ops.dropout import keep_mask
+from reformer.ops.kernels import tiles
+from reformer.ops.kernels.tiles import Operands, Static, Tile, hide, show
 from reformer.ops.masking import NO_KEY_BELOW, SCORE_FILLS, Rule
-from reformer.ops.plan import unit_keys
-
-_SMALLEST_TILE = 16
-_SCORES_PER_WARP = 2048  # 64 float32 registers per thread
 
 
-class Chunks(NamedTuple):
-    """Sorted tokens, cut into chunks of s slots.
+class Tokens(NamedTuple):
+    """Tokens of rows at their positions, and the order in which the rounds sort them.
 
     Attributes:
-      query: of every slot.
+      query: of every position.
       key: None = unit vectors of the queries.
-      value: of every slot.
-      position: of the tokens; -1 = an empty slot.
-      key_position: the same for tokens that may be attended, `hide(position)` for the others.
-      bucket: pairs of different buckets are forbidden; None = no such rule.
+      value: of every position.
+      place: of every sorted slot the position, or `hide(position)` of a token that may not be attended.
+      bucket: of every position; pairs of different buckets are forbidden; None = no such rule.
+      scale: what the queries are multiplied by to be keys of length 1; None = keys are given.
       seed: of the dropout masks; None = no dropout.
     """
 
-    query: Float[Array, "rows chunks s d"]
-    key: Float[Array, "rows chunks s d"] | None
-    value: Float[Array, "rows chunks s e"]
-    position: Int[Array, "rows chunks s"]
-    key_position: Int[Array, "rows chunks s"]
-    bucket: Int[Array, "rows chunks s"] | None = None
-    seed: UInt[Array, " rows"] | None = None
+    query: Float[Array, "rows l d"]
+    key: Float[Array, "rows l d"] | None
+    value: Float[Array, "rows l e"]
+    place: Int[Array, "rows rounds l"]
+    bucket: Int[Array, "rows rounds l"] | None = None
+    scale: Float[Array, "rows l"] | None = None
+    seed: UInt[Array, "rows rounds"] | None = None
 
 
-class _Queries(NamedTuple):
-    """What a program reads at its own chunk; everything but the vectors as columns."""
+class Gradients(NamedTuple):
+    """Cotangents of every round at the positions, in the types of the arrays."""
 
-    vector: Array
+    query: Float[Array, "rows rounds l d"]
+    key: Float[Array, "rows rounds l d"] | None
+    value: Float[Array, "rows rounds l e"]
+
+
+class _Side(NamedTuple):
+    """What scores and masks know of queries or keys, as columns (what a program has) or rows (what it visits)."""
+
     position: Array
+    reach: Array  # of queries: the last position that they may see
+    needed: Array  # of keys: the reach that a query needs to see them
+    chunk: Array
     bucket: Array | None
-    seed: Array | None
-    out_gradient: Array | None = None
-    delta: Array | None = None
-    log_normalizer: Array | None = None
+    scale: Array | float
+    delta: Array | None
+    log_normalizer: Array | None
 
 
-class _Keys(NamedTuple):
-    """What a program reads at its own and every neighbouring chunk; everything but the vectors as rows."""
+def forward(
+    rule: Rule, chunk_length: int, tokens: Tokens, *, is_sorted: bool
+) -> tuple[Float[Array, "rows rounds l e"], Float[Array, "rows rounds l"]]:
+    """The attention output of every round, in the type of the values, and the log-normaliser of every query.
 
-    vector: Array
-    value: Array
-    position: Array
-    bucket: Array | None
-
-
-class _Static(NamedTuple):
-    """What the kernels know at compile time; `head_dim` is that before padding."""
-
-    rule: Rule
-    head_dim: int
-
-    @property
-    def offsets(self) -> range:
-        return range(-self.rule.before, self.rule.after + 1)
-
-
-def hide(position):
-    """Encodes the position of a key that may not be attended; its own inverse. An empty slot stays one."""
-    return -2 - position
-
-
-def forward(rule: Rule, chunks: Chunks) -> tuple[Float[Array, "rows chunks s e"], Float[Array, "rows chunks s"]]:
-    """Returns the attention output, in the type of the values, and the log-normaliser of every slot."""
-    static, size, value_dim = _Static(rule, chunks.query.shape[-1]), chunks.query.shape[2], chunks.value.shape[-1]
-    queries, keys = _operands(chunks)
-    wide = accumulation_dtype(chunks.value.dtype)
+    Args:
+      rule: who attends to whom.
+      chunk_length: slots of a chunk.
+      tokens: what attends.
+      is_sorted: whether the arrays of tokens stand in the order of the slots, and the results shall do so.
+    """
+    static = tiles.plan(rule, chunk_length, tokens, is_sorted=is_sorted, num_sums=1)
+    operands, num_rounds = _operands(static, tokens), tokens.place.shape[1]
     out_shapes = (
-        _like(queries.vector, keys.value.shape, chunks.value.dtype),
-        _like(queries.vector, queries.position.shape, wide),
+        tiles.result_like(operands.value, num_rounds, tokens.value.dtype),
+        tiles.result_like(operands.place, num_rounds, accumulation_dtype(tokens.value.dtype)),
     )
-    out, log_normalizer = _call(_forward_kernel, static, queries, keys, out_shapes)
-    return out[:, :, :size, :value_dim], log_normalizer[:, :, :size, 0]
+    out, log_normalizer = tiles.launch(_forward_kernel, static, operands, ("keys",), out_shapes)
+    length, value_dim = tokens.value.shape[1:]
+    return out[:, :, :length, :value_dim], log_normalizer[:, :, :length]
 
 
 def backward(
     rule: Rule,
-    chunks: Chunks,
-    out_gradient: Float[Array, "rows chunks s e"],
-    delta: Float[Array, "rows chunks s"],
-    log_normalizer: Float[Array, "rows chunks s"],
-) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-    """Cotangents from those of the output, in the types of the arrays.
+    chunk_length: int,
+    tokens: Tokens,
+    out_gradient: Float[Array, "rows l e"],
+    delta: Float[Array, "rows l"],
+    log_normalizer: Float[Array, "rows l"],
+    *,
+    is_sorted: bool,
+) -> Gradients:
+    """The cotangents that every round gives.
 
     Args:
       rule: as in `forward`.
-      chunks: as in `forward`.
+      chunk_length: as in `forward`.
+      tokens: as in `forward`.
       out_gradient: cotangent of the output.
       delta: rowsum(out_gradient * out), with the output of the whole softmax.
       log_normalizer: of the whole softmax, over all rounds.
-
-    Returns:
-      The cotangent of the queries, and those of keys (unit vectors under a shared projection) and of values, one array
-      for each chunk from `before` before to `after` after: entry c holds what queries of chunk c send to that one.
+      is_sorted: as in `forward`.
     """
-    static, size, value_dim = _Static(rule, chunks.query.shape[-1]), chunks.query.shape[2], chunks.value.shape[-1]
-    queries, keys = _operands(chunks)
-    queries = queries._replace(
-        out_gradient=_pad(out_gradient.astype(chunks.value.dtype)),
-        delta=_pad_slots(delta, 0)[..., None],
-        log_normalizer=_pad_slots(log_normalizer, 0)[..., None],
+    static = tiles.plan(rule, chunk_length, tokens, is_sorted=is_sorted, num_sums=2)
+    nothing = -NO_KEY_BELOW  # as the log-normaliser of a query without a key it makes its weights zero
+    log_normalizer = jnp.where(log_normalizer > NO_KEY_BELOW, log_normalizer, nothing)
+    operands = _operands(static, tokens)._replace(
+        out_gradient=tiles.pad_vectors(static, out_gradient.astype(tokens.value.dtype)),
+        delta=tiles.pad_slots(static, delta)[:, None],
+        log_normalizer=tiles.pad_slots(static, log_normalizer, nothing)[:, None],
     )
-    query_shape = _like(queries.vector, queries.vector.shape, chunks.query.dtype)
-    value_shape = _like(queries.vector, keys.value.shape, chunks.value.dtype)
-    num_keys = len(static.offsets)
-    out_shapes = (query_shape, (query_shape,) * num_keys, (value_shape,) * num_keys)
-    query, key, value = _call(_backward_kernel, static, queries, keys, out_shapes)
-    crop = partial(jax.tree.map, lambda x: x[:, :, :size, : static.head_dim])
-    return crop(query), crop(key), tuple(x[:, :, :size, :value_dim] for x in value)
+    like = partial(tiles.result_like, num_rounds=tokens.place.shape[1], dtype=tokens.value.dtype)
+    out_shapes = jax.tree.map(like, Gradients(operands.query, operands.key, operands.value))
+    found = tiles.launch(_backward_kernel, static, operands, ("queries", "keys"), out_shapes)
+    given = Gradients(tokens.query, tokens.key, tokens.value)
+    return jax.tree.map(lambda x, like: x[:, :, : like.shape[1], : like.shape[2]], found, given)
 
 
-# Kernels
+def _operands(static: Static, tokens: Tokens) -> Operands:
+    """Pads tokens to whole tiles; an empty slot has a position of its own, behind the last."""
+    length = tokens.place.shape[2]
+    empty = hide(jnp.arange(length, static.num_slots, dtype=jnp.int32))
+    place = jnp.concatenate([tokens.place, jnp.broadcast_to(empty, (*tokens.place.shape[:2], len(empty)))], axis=2)
+    vectors = tokens.query, tokens.key, tokens.value
+    query, key, value = jax.tree.map(partial(tiles.pad_vectors, static), vectors)
+    bucket, scale = jax.tree.map(partial(tiles.pad_slots, static), (tokens.bucket, tokens.scale))
+    scale = None if scale is None else scale[:, None]
+    seed = None if tokens.seed is None else tokens.seed[:, :, None, None]
+    return Operands(query, key, value, place, bucket, scale, seed)
 
 
-def _forward_kernel(static: _Static, queries: _Queries, window: tuple[_Keys, ...], out, log_normalizer) -> None:
-    scores = [_scores(static, queries, keys, offset)[0] for offset, keys in zip(static.offsets, window, strict=True)]
-    largest = _fold(jnp.maximum, [jnp.max(s, axis=1, keepdims=True) for s in scores])
-    weights = [jnp.exp(s - largest) for s in scores]
-    total = _fold(jnp.add, [jnp.sum(w, axis=1, keepdims=True) for w in weights])
-    log_normalizer[...] = largest + jnp.log(total)
-    scale = jnp.where(largest > NO_KEY_BELOW, 1 / total, 0)
-    parts = [
-        _dot(_drop(static.rule, queries, keys, w).astype(keys.value.dtype), keys.value[...])
-        for w, keys in zip(weights, window, strict=True)
-    ]
-    out[...] = (scale * _fold(jnp.add, parts)).astype(out.dtype)
+def _forward_kernel(static: Static, refs: Operands, blocks: dict, out, log_normalizer) -> None:
+    own = tiles.own_tile(static, refs)
+    query, queries = own.vectors(refs.query), _side(static, own, 1)
+
+    def visit_keys(carry, tile: Tile):
+        largest, total, summed = carry
+        keys, value = _side(static, tile, 0), tile.vectors(tile.refs.value)
+        scores, _ = _scores(static, queries, keys, _dot(query, _keys(tile).T))
+        new = jnp.maximum(largest, jnp.max(scores, axis=1, keepdims=True))
+        weights, shrink = jnp.exp(scores - new), jnp.exp(largest - new)
+        dropped = _drop(static.rule, refs, queries, keys, weights).astype(value.dtype)
+        total = shrink * total + jnp.sum(weights, axis=1, keepdims=True)
+        return new, total, shrink * summed + _dot(dropped, value)
+
+    column, wide = (static.tile, 1), log_normalizer.dtype
+    nothing = jnp.full(column, SCORE_FILLS["reformer"][0], wide), jnp.zeros(column, wide)
+    summed = jnp.zeros((static.tile, out.shape[-1]), wide)
+    largest, total, summed = tiles.visit_tiles(static, refs, blocks, "keys", visit_keys, (*nothing, summed))
+    own.store(out, jnp.where(largest > NO_KEY_BELOW, 1 / total, 0) * summed)
+    own.store(log_normalizer, (largest + jnp.log(total))[:, 0])
 
 
-def _backward_kernel(static: _Static, queries: _Queries, window: tuple[_Keys, ...], of_query, of_key, of_value) -> None:
-    out_gradient, log_normalizer = queries.out_gradient[...], queries.log_normalizer[...]
-    has_key = (log_normalizer > NO_KEY_BELOW) & (queries.position[...] >= 0)
-    log_normalizer = jnp.where(has_key, log_normalizer, -NO_KEY_BELOW)
-    scale = 1 if static.rule.shared else static.head_dim**-0.5
-    query, query_gradient = queries.vector[...], None
-    for i, (offset, keys) in enumerate(zip(static.offsets, window, strict=True)):
-        scores, key, may_attend = _scores(static, queries, keys, offset)
-        weights = jnp.exp(scores - log_normalizer)
-        dropped = _drop(static.rule, queries, keys, weights).astype(out_gradient.dtype)
-        of_value[i][...] = _dot(dropped.T, out_gradient).astype(of_value[i].dtype)
-        of_weights = _drop(static.rule, queries, keys, _dot(out_gradient, keys.value[...].T))
-        of_scores = jnp.where(may_attend, weights * (of_weights - queries.delta[...]) * scale, 0).astype(query.dtype)
-        of_key[i][...] = _dot(of_scores.T, query).astype(of_key[i].dtype)
-        part = _dot(of_scores, key)
-        query_gradient = part if query_gradient is None else query_gradient + part
-    of_query[...] = query_gradient.astype(of_query.dtype)
+def _backward_kernel(static: Static, refs: Operands, blocks: dict, *results) -> None:
+    found = Gradients(*results)
+    own, wide = tiles.own_tile(static, refs), accumulation_dtype(found.query.dtype)
+    key, value, side = _keys(own), own.vectors(refs.value), _side(static, own, 1)
 
+    def visit_queries(carry, tile: Tile):
+        of_key, of_value = carry
+        query, out_gradient = tile.vectors(tile.refs.query), tile.vectors(tile.refs.out_gradient)
+        products = _dot(key, query.T), _dot(value, out_gradient.T)
+        weights, of_scores = _score_gradients(static, refs, _side(static, tile, 0), side, *products)
+        of_value += _dot(weights.astype(query.dtype), out_gradient)
+        return of_key + _dot(of_scores.astype(query.dtype), query), of_value
 
-def _scores(static: _Static, queries: _Queries, keys: _Keys, offset: int):
-    """Scores with one chunk of keys, as `masking.mask_scores` has them; these keys; which scores have a gradient."""
-    rule, key = static.rule, keys.vector[...]
-    if rule.shared:
-        key = unit_keys(key, static.head_dim)
-    scores = _dot(queries.vector[...], key.T)
-    if not rule.shared:
-        scores *= static.head_dim**-0.5
-    query_position, key_position = queries.position[...], keys.position[...]
-    allowed = (key_position >= 0) & _exists(offset)
-    if rule.looks_ahead:
-        allowed &= query_position > key_position
+    nothing = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
+    of_key, of_value = tiles.visit_tiles(static, refs, blocks, "queries", visit_queries, nothing)
+    own.store(found.value, of_value)
+    query, out_gradient = own.vectors(refs.query), own.vectors(refs.out_gradient)
+    if static.rule.shared:  # the cotangent of unit vectors becomes that of the queries
+        vector = query.astype(wide)
+        along = jnp.sum(vector * of_key, axis=1, keepdims=True)
+        of_query = side.scale * of_key - side.scale**3 * along * vector
     else:
-        allowed &= query_position >= (key_position if rule.causal else NO_POSITION)
+        own.store(found.key, side.scale * of_key)
+        of_query = jnp.zeros(query.shape, wide)
+
+    def visit_keys(of_query, tile: Tile):
+        keys, key = _side(static, tile, 0), _keys(tile)
+        products = _dot(query, key.T), _dot(out_gradient, tile.vectors(tile.refs.value).T)
+        _, of_scores = _score_gradients(static, refs, side, keys, *products)
+        return of_query + _dot((of_scores * keys.scale).astype(query.dtype), key)
+
+    own.store(found.query, tiles.visit_tiles(static, refs, blocks, "keys", visit_keys, of_query))
+
+
+def _score_gradients(static: Static, refs: Operands, queries: _Side, keys: _Side, products, of_weights):
+    """The weights behind dropout, and the cotangents of the scores, from the products and the weights' cotangents."""
+    scores, is_self = _scores(static, queries, keys, products)
+    weights = jnp.exp(scores - queries.log_normalizer)
+    drop = partial(_drop, static.rule, refs, queries, keys)
+    of_scores = weights * (drop(of_weights) - queries.delta)
+    return drop(weights), of_scores if is_self is None else jnp.where(is_self, 0, of_scores)
+
+
+def _scores(static: Static, queries: _Side, keys: _Side, products):
+    """Scores as `masking.mask_scores` has them, and where one is replaced because query and key are the same token."""
+    allowed = queries.reach >= keys.needed
+    if not static.fits:
+        distance = keys.chunk - queries.chunk
+        allowed &= (distance >= -static.rule.before) & (distance <= static.rule.after)
     if queries.bucket is not None:
-        allowed &= queries.bucket[...] == keys.bucket[...]
+        allowed &= queries.bucket == keys.bucket
     forbidden_fill, self_fill = SCORE_FILLS["reformer"]
-    scores = jnp.where(allowed, scores, forbidden_fill)
-    if rule.replaces_self and offset == 0:  # nowhere else does a query meet itself
-        is_self = query_position == _show(key_position)
-        scores, allowed = jnp.where(is_self, self_fill, scores), allowed & ~is_self
-    return scores, key, allowed
+    scores = jnp.where(allowed, products * keys.scale, forbidden_fill)
+    if not static.rule.replaces_self:
+        return scores, None
+    is_self = queries.position == keys.position
+    return jnp.where(is_self, self_fill, scores), is_self
 
 
-def _exists(offset: int):
-    """Whether the row has a chunk at `offset` from the program's own."""
-    chunk = pl.program_id(0) + offset
-    return (chunk >= 0) & (chunk < pl.num_programs(0))
-
-
-def _show(key_position):
-    return jnp.where(key_position < NO_POSITION, hide(key_position), key_position)
-
-
-def _drop(rule: Rule, queries: _Queries, keys: _Keys, x):
+def _drop(rule: Rule, refs: Operands, queries: _Side, keys: _Side, x):
     """Attention dropout with the mask of the plain path; a linear map of `x`, so also its own transpose."""
     if rule.dropout_rate == 0:
         return x
-    keep = keep_mask(queries.seed[0, 0], queries.position[...], _show(keys.position[...]), rule.dropout_rate)
+    keep = keep_mask(refs.seed[0, 0], queries.position, keys.position, rule.dropout_rate)
     return jnp.where(keep, x / (1 - rule.dropout_rate), 0)
+
+
+def _side(static: Static, tile: Tile, axis: int) -> _Side:
+    """As columns for `axis` 1, as rows for 0."""
+    rule, refs, position = static.rule, tile.refs, show(tile.place)
+    if not rule.causal:
+        reach = jnp.full_like(position, tiles.NEVER - 1)
+    else:
+        reach = position - 1 if rule.looks_ahead else position
+    needed = jnp.where(tile.place >= 0, position, tiles.NEVER)
+    chunk = (tile.first + jax.lax.iota(jnp.int32, len(position))) // static.chunk_length
+    numbers = jax.tree.map(lambda ref: ref[tile.index], (refs.bucket, refs.scale, refs.delta, refs.log_normalizer))
+    side = _Side(position, reach, needed, chunk, *numbers)
+    side = jax.tree.map(lambda x: jnp.expand_dims(x, axis), side)
+    return side if rule.shared else side._replace(scale=static.head_dim**-0.5)
+
+
+def _keys(tile: Tile):
+    return tile.vectors(tile.refs.query if tile.refs.key is None else tile.refs.key)
 
 
 def _dot(a, b):
     return jnp.dot(a, b, preferred_element_type=accumulation_dtype(a.dtype))
-
-
-def _fold(function: Callable, parts: list):
-    result = parts[0]
-    for part in parts[1:]:
-        result = function(result, part)
-    return result
-
-
-# Calling them
-
-
-def _operands(chunks: Chunks) -> tuple[_Queries, _Keys]:
-    """Pads the arrays to tiles and lays positions and buckets out as columns of queries and rows of keys."""
-    query, value = _pad(chunks.query), _pad(chunks.value)
-    key = query if chunks.key is None else _pad(chunks.key)
-    position, key_position = (_pad_slots(x, NO_POSITION) for x in (chunks.position, chunks.key_position))
-    bucket = None if chunks.bucket is None else _pad_slots(chunks.bucket, 0)
-    position, of_query = jax.tree.map(lambda x: x[..., None], (position, bucket))
-    key_position, of_key = jax.tree.map(lambda x: x[:, :, None], (key_position, bucket))
-    seed = None if chunks.seed is None else chunks.seed[:, None, None]
-    return _Queries(query, position, of_query, seed), _Keys(key, value, key_position, of_key)
-
-
-def _tile(size: int) -> int:
-    return max(_SMALLEST_TILE, pl.next_power_of_2(size))
-
-
-def _pad_slots(x, fill):
-    padding = [(0, 0)] * x.ndim
-    padding[2] = (0, _tile(x.shape[2]) - x.shape[2])
-    return jnp.pad(x, padding, constant_values=fill)
-
-
-def _pad(x):
-    """Pads slots and features."""
-    return jnp.pad(_pad_slots(x, 0), [(0, 0)] * 3 + [(0, _tile(x.shape[3]) - x.shape[3])])
-
-
-def _like(array, shape, dtype) -> jax.ShapeDtypeStruct:
-    """A result that varies over the same mesh axes as `array`."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(array).manual_axis_type)
-
-
-def _call(kernel: Callable, static: _Static, queries: _Queries, keys: _Keys, out_shapes):
-    """Runs a kernel for every chunk of every row, compiled for the platform that the program is lowered for."""
-    num_rows, num_chunks, size, _ = queries.vector.shape
-    num_scores = size * size * len(static.offsets)
-    num_warps = 4 if num_scores <= 4 * _SCORES_PER_WARP else 8
-
-    def at_own(x):
-        if x.ndim == 3:  # the seed of a row
-            return pl.BlockSpec((None, 1, 1), lambda chunk, row: (row, 0, 0))
-        return pl.BlockSpec((None, None, *x.shape[2:]), lambda chunk, row: (row, chunk, 0, 0))
-
-    def at_neighbour(offset, x):
-        def index(chunk, row):
-            return row, jnp.clip(chunk + offset, 0, num_chunks - 1), 0, 0
-
-        return pl.BlockSpec((None, None, *x.shape[2:]), index)
-
-    window = (keys,) * len(static.offsets)
-    specs = tuple(jax.tree.map(partial(at_neighbour, offset), keys) for offset in static.offsets)
-    run = partial(
-        pl.pallas_call,
-        partial(kernel, static),
-        grid=(num_chunks, num_rows),
-        in_specs=(jax.tree.map(at_own, queries), specs),
-        out_specs=jax.tree.map(at_own, out_shapes),
-        out_shape=out_shapes,
-        name=kernel.__name__.strip("_").replace("_kernel", "_chunks"),
-    )
-    return jax.lax.platform_dependent(
-        queries,
-        window,
-        cpu=run(interpret=True),
-        tpu=run(),
-        default=run(compiler_params=triton.CompilerParams(num_warps=num_warps, num_stages=1)),
-    )
