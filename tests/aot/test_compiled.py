@@ -138,7 +138,7 @@ def test_position_gradients_are_summed_into_their_tables_before_they_cross_devic
 def test_tokens_are_worked_in_one_piece_unless_told_otherwise(target, compile_step):
     chunked, _ = compile_step(target)
     whole, _ = compile_step(target, mlp_chunk_length=None, loss_chunk_length=None)
-    assert whole["kernels"] < chunked["kernels"] / 2
+    assert whole["kernels"] < 0.7 * chunked["kernels"]
     assert whole["loop_iterations"] < chunked["loop_iterations"] / 2
 
 
