@@ -78,6 +78,7 @@ def make(kind, **changes):
     return dataclasses.replace(models.SMALL, max_length=48, **changes)
 
 
+@pytest.mark.slow
 @BOTH
 def test_its_reversible_gradients_equal_ordinary_autodiff(x64, kind):
     config = make(kind, dtype="float64", param_dtype="float64")
@@ -95,6 +96,7 @@ def test_a_mask_and_an_operation_of_its_own_compute_the_same(x64):
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @BOTH
 def test_its_loss_falls(kind):
     config = make(kind)
@@ -151,6 +153,7 @@ def attend_in_documents(rule, arrays, given):
     return attend(rule, arrays, given._replace(documents=None))
 
 
+@pytest.mark.slow
 def test_an_operation_that_does_not_heed_documents_is_refused_where_there_are_some():
     config = make("strided_by_autodiff")
     params, tokens = models.init(config), models.tokens(config, batch=1)

@@ -86,6 +86,7 @@ def _logits(config, tokens, documents=NUMBERS):
     return ReformerLM(config).apply({"params": init(config)}, tokens, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "local", "lsh"])
 @pytest.mark.parametrize("looks_ahead", [False, True])
 def test_logits_of_a_document_do_not_depend_on_the_others(kind, looks_ahead):

@@ -174,6 +174,7 @@ def test_examples_without_targets_or_tokens_weigh_what_they_have(small):
     assert (nats, weight) == (0, 0)
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_a_count_by_hand():
     rows, params = batch(), params_of(PLAIN)
     tokens, labels = (np.asarray(x) for x in compiled(PLAIN, "replace")(params, rows))

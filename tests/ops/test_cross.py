@@ -48,6 +48,7 @@ def test_a_source_without_a_real_token_gives_zero_and_zero_gradients():
         np.testing.assert_array_equal(array, 0)
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_the_chunks_of_the_queries(x64):
     query, key, value = _arrays()
     options = {"dropout_rate": 0.4, "seed": jnp.uint32(3)}

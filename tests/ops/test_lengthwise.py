@@ -52,6 +52,7 @@ def test_the_part_of_a_device_counts(sizes, split_length, tokens):
         assert tokens in {shape[1] for shape in _sizes(Automatic(1024), 16, 2048)}
 
 
+@pytest.mark.slow
 def test_automatic_chunks_of_a_model_give_what_the_whole_gives(monkeypatch):
     monkeypatch.setattr("reformer.ops.lengthwise._NUMBERS_AT_ONCE_CPU", 512)
     config = dataclasses.replace(models.SMALL, mlp_chunk_length=None, loss_chunk_length=None, num_layers=2)
@@ -72,6 +73,7 @@ def test_automatic_chunks_of_a_model_give_what_the_whole_gives(monkeypatch):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_ordinary_autodiff_takes_all_at_once():
     config = ReformerConfig(max_length=2**16, reversible=False, merge_streams="average")
     tokens = jax.ShapeDtypeStruct((1, 2**16), jnp.int32)
