@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "length")  # of a mesh; the last two exclude each other
+EVERYWHERE = PartitionSpec()  # the same on every device
 
 # Logical axis -> the mesh axes that split it, where the mesh has them and no axis of the array before it took them. The
 # layers axis must not be split: a scan slices it.
@@ -160,7 +161,7 @@ def validate(
 
 
 def spec(*names: str) -> PartitionSpec:
-    """Where an array with these logical axes lies on the current mesh; none = the same everywhere.
+    """Where an array with these logical axes lies on the current mesh.
 
     Raises:
       ValueError: an unknown name, or a mesh that cannot be used.

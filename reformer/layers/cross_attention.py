@@ -156,8 +156,8 @@ class CrossAttentionResidual:
 
 def _specs():
     """Where the parameters and the keys and values lie, and the fixed input."""
-    batch, everywhere = sharding.spec("act_batch"), sharding.spec()
-    return (everywhere, batch), Fixed(batch, None, everywhere)
+    batch = sharding.spec("act_batch")
+    return (sharding.EVERYWHERE, batch), Fixed(batch, None, sharding.EVERYWHERE)
 
 
 def cross_attention_residual(config: ReformerConfig) -> Residual:

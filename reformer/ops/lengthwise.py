@@ -73,8 +73,8 @@ def map_length(
     out_axis=1,
     onto=None,
     has_sums=False,
-    common_spec=None,
-    sums_spec=None,
+    common_spec=sharding.EVERYWHERE,
+    sums_spec=sharding.EVERYWHERE,
 ):
     """`chunking.map_chunks` along the length.
 
@@ -88,7 +88,7 @@ def map_length(
       out_axis: likewise of the result.
       onto: as in `map_chunks`.
       has_sums: as in `map_chunks`.
-      common_spec: where `common` lies on a mesh, a pytree prefix of it; None = the same everywhere.
+      common_spec: where `common` lies on a mesh, a pytree prefix of it.
       sums_spec: likewise of the sums.
 
     Returns:
@@ -110,9 +110,9 @@ def map_length(
         return (result[0], sharding.sum_over_mesh(result[1], sums_spec)) if has_sums else result
 
     in_spec, out_spec = (jax.tree.map(sharding.length_spec, axis) for axis in (in_axis, out_axis))
-    everywhere = sharding.spec()
-    common_spec, sums_spec = (everywhere if given is None else given for given in (common_spec, sums_spec))
-    onto_spec = everywhere if onto is None else jax.tree.map(sharding.length_spec, jax.tree.broadcast(out_axis, onto))
+    onto_spec = (
+        sharding.EVERYWHERE if onto is None else jax.tree.map(sharding.length_spec, jax.tree.broadcast(out_axis, onto))
+    )
     result_spec = (out_spec, sums_spec) if has_sums else out_spec
     run_on_mesh = sharding.shard_map_tokens(run_own_part, (common_spec, in_spec, onto_spec), result_spec)
     return run_on_mesh(common, x, onto)
@@ -136,8 +136,8 @@ def chunked_vjp(
     in_axis=1,
     out_axis=1,
     onto=None,
-    params_spec=None,
-    fixed_spec=None,
+    params_spec=sharding.EVERYWHERE,
+    fixed_spec=sharding.EVERYWHERE,
 ):
     """Negated value and cotangents of a position-wise function, chunk by chunk in one pass.
 
@@ -163,8 +163,7 @@ def chunked_vjp(
         d_params, d_x = vjp(d_value)
         return (jax.tree.map(jnp.negative, value), d_x), d_params
 
-    specs = [sharding.spec() if given is None else given for given in (params_spec, fixed_spec)]
     run = partial(map_length, in_axis=in_axis, out_axis=out_axis, onto=onto, has_sums=True)
-    run = partial(run, common_spec=tuple(specs), sums_spec=specs[0])
+    run = partial(run, common_spec=(params_spec, fixed_spec), sums_spec=params_spec)
     (negated, d_x), d_params = run(differentiate, (params, fixed), arrays, chunk_length)
     return negated, jax.tree.map(lambda g, p: g.astype(p.dtype), d_params, params), d_x
