@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from reformer.data import subwords
 from reformer.data.pairs import ASSET as PIECES_FILE
 from reformer.host import extras
 
@@ -55,9 +54,9 @@ class Pieces:
     @functools.cached_property
     def _processor(self) -> Any:
         with extras.needed_for("a SentencePiece model", "subwords"):
-            import sentencepiece  # noqa: F401
+            from sentencepiece import SentencePieceProcessor
 
-        return subwords.Subwords(self.content).processor
+        return SentencePieceProcessor(model_proto=self.content)
 
     @functools.cached_property
     def _texts(self) -> list[bytes]:
