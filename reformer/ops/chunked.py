@@ -4,7 +4,8 @@ A row is cut into slots: its tokens in natural order (local attention) or in sor
 every hash round (LSH). A scan goes over the blocks of a round and a scan over the rounds, so that
 scratch memory is bounded by the block. All rounds are one softmax over the multiset of their
 windows: their results are merged by their log-normalisers, and the backward pass needs nothing of
-a single round but its permutation.
+a single round but its permutation. What a round gives has the type of the arrays, and rounds are summed in at least
+float32, as the fused kernel does.
 """
 
 from functools import partial
@@ -137,7 +138,8 @@ def forward(plan: Plan, arrays: Arrays, given: Given):
 
         def attend_block(_, i):
             slots, tokens = view.slots(i)
-            return (), block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens, i)))
+            out, log_normalizer = block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens, i)))
+            return (), (out.astype(arrays.value.dtype), log_normalizer)
 
         blocks = jnp.arange(plan.cut.num_blocks)
         out, log_normalizer = jax.lax.scan(attend_block, (), blocks, unroll=plan.blocks_in_flight)[1]
@@ -198,11 +200,18 @@ def backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_
 
 
 def forward_and_backward(plan: Plan, arrays: Arrays, given: Given, out_gradient):
-    """Output and cotangents of a row in one pass over its blocks, for a single round."""
+    """Output and cotangents of a row, in one pass over its blocks if there is a single round.
+
+    The cotangents of several need the log-normaliser of all.
+    """
+    if given.order is not None and len(given.order.permutation) > 1:
+        out, log_normalizer = forward(plan, arrays, given)
+        return out, backward(plan, arrays, given, out, log_normalizer, out_gradient)
 
     def differentiate(block: Block):
         (at_queries,) = _at_queries(block, (out_gradient,))
-        return block_ops.forward_and_backward(plan.rule, block, at_queries)
+        out, gradients = block_ops.forward_and_backward(plan.rule, block, at_queries)
+        return out.astype(arrays.value.dtype), gradients
 
     return _gradients(plan, arrays, given, differentiate)
 
@@ -233,7 +242,6 @@ def _gradients(plan: Plan, arrays: Arrays, given: Given, differentiate):
 
     # The output is known before, or it is that of the only round: there is none to sum.
     outs, gradients = over_rounds(visit_round, partial(jax.tree.map, jnp.add), ((), no_gradients(arrays)), rounds)
-    outs = jax.tree.map(lambda x: x.astype(arrays.value.dtype), outs)
     return outs, jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, arrays)
 
 
@@ -254,14 +262,18 @@ def _round_gradients(view: _View, differentiate):
         out, gradients = differentiate(block)
         (at_slots,) = transpose(tuple(gradients))
         at_slots = jax.tree.map(_add_to_front, at_slots, carried)
-        done = jax.tree.map(lambda x: x[: len(x) - overlap], at_slots)
+        done = jax.tree.map(lambda x, like: x[: len(x) - overlap].astype(like.dtype), at_slots, view.arrays)
         return jax.tree.map(lambda x: x[len(x) - overlap :], at_slots), (out, done)
 
     nothing = jax.tree.map(lambda x, dtype: chunking.constant((overlap, x.shape[-1]), 0, dtype, x), view.arrays, wide)
     last, (outs, done) = jax.lax.scan(
         visit_block, nothing, jnp.arange(cut.num_blocks), unroll=view.plan.blocks_in_flight
     )
-    return outs, jax.tree.map(lambda x, tail: jnp.concatenate([x.reshape(-1, x.shape[-1]), tail]), done, last)
+    return outs, jax.tree.map(lambda x, tail: _append(x.reshape(-1, x.shape[-1]), tail), done, last)
+
+
+def _append(x, tail):
+    return jnp.concatenate([x, tail.astype(x.dtype)])
 
 
 def _add_to_front(x, front):

@@ -65,7 +65,7 @@ class Operation(Protocol):
         """The cotangents of the arrays from that of the output."""
 
     def forward_and_backward(self, plan: "Plan", arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
-        """Output and cotangents together, where there is no more than one hash round."""
+        """Output and cotangents together."""
 
 
 class Plan(NamedTuple):

@@ -121,12 +121,8 @@ attend.defvjp(_attend_forward, _attend_backward)
 def attend_with_gradients(plan: Plan, arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
     """Output of `attend` together with the cotangents of `arrays`, given that of the output.
 
-    One pass over the blocks where a block holds all keys of its queries (full and local attention
-    and a single hash round). Several rounds need the merged log-normaliser first: two passes.
+    They take the places of `out_gradient` and `arrays`, some rows after others.
     """
-    if given.order is not None and given.order.permutation.shape[2] > 1 and not plan.takes_all_rows:
-        out, saved = _attend_forward(plan, arrays, given)
-        return out, _attend_backward(plan, saved, out_gradient)[0]
     run = partial(_run_both, plan)
     flat, restore = _flatten_rows(arrays, given, out_gradient)
     if plan.takes_all_rows:

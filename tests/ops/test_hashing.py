@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reformer import sharding
 from reformer.ops import hashing
 from tests import references
 
@@ -50,6 +51,19 @@ def test_ties_go_to_the_first_direction():
     vectors = jnp.zeros((1, 5, 1, 4))
     buckets = hash_vectors(vectors, jnp.ones((1, 4, 2, 6)), (8, 4), None)
     np.testing.assert_array_equal(buckets, np.zeros((1, 1, 2, 5)))
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_pass_on_accelerators_finds_the_buckets_of_the_two_on_a_cpu(platform, dtype, monkeypatch):
+    vectors, rotations = _inputs((64, 6), length=512, dtype=dtype)
+    vectors = vectors.at[0, 1].set(0).at[0, 2].set(jnp.nan).at[0, 3, 0, 0].set(jnp.nan)
+    rotations = rotations.at[:, :, 1].set(jnp.sign(rotations[:, :, 1]))  # many ties, with both signs
+    vectors = vectors.at[1].set(jnp.sign(vectors[1]))
+    expected = hash_vectors(vectors, rotations, (64, 6))
+    monkeypatch.setattr(sharding, "target_platform", lambda: platform)
+    np.testing.assert_array_equal(hash_vectors(vectors, rotations, (64, 6)), expected)
+    assert np.max(expected) == expected[0, 0, 0, 2] == 64 * 6 - 1
 
 
 def test_opposite_vectors_never_share_a_bucket_and_scaled_ones_always_do():
