@@ -167,11 +167,11 @@ def _sort(kind: Kind, config: ReformerConfig, query, fixed: Fixed, keep_buckets:
 def _attend(plan: Plan, projected: Arrays, given: Given):
     _, batch_heads, _, of_given = _specs()
     attend, specs = partial(planned.attend, plan), (batch_heads, of_given)
-    return sharding.shard_map(attend, specs, batch_heads, check_axes=not plan.takes_all_rows)(projected, given)
+    return sharding.shard_map(attend, specs, batch_heads, check_axes=not plan.takes_rows)(projected, given)
 
 
 def _attend_with_gradients(plan: Plan, projected: Arrays, given: Given, out_gradient):
     _, batch_heads, _, of_given = _specs()
     attend, specs = partial(planned.attend_with_gradients, plan), (batch_heads, of_given, batch_heads)
-    run = sharding.shard_map(attend, specs, batch_heads, check_axes=not plan.takes_all_rows)
+    run = sharding.shard_map(attend, specs, batch_heads, check_axes=not plan.takes_rows)
     return run(projected, given, out_gradient)

@@ -1,7 +1,6 @@
 """Local and LSH attention of many rows at once by the fused kernel, all hash rounds in one launch.
 
-The interface is that of `chunked` with an axis of rows. What the rounds give is summed once. Rows are worked in groups,
-so that scratch memory does not grow with their number.
+The interface is that of `chunked` with an axis of rows, and `rows_at_once`. What the rounds give is summed once.
 """
 
 import math
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from reformer import sharding
-from reformer.ops import chunking
 from reformer.ops.block import accumulation_dtype
 from reformer.ops.dropout import fold
 from reformer.ops.kernels import chunk_attention
@@ -23,35 +21,7 @@ from reformer.ops.sorting import invert
 _BYTES_AT_ONCE = 2**30  # of what the rounds give, before it is summed
 
 
-def forward(plan: Plan, arrays: Arrays, given: Given) -> tuple[Float[Array, "rows l e"], Float[Array, "rows l"]]:
-    """Output, and log-normaliser of the softmax over all rounds in at least float32."""
-    return _in_groups(partial(_forward, plan), arrays, given)
-
-
-def backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
-    """Cotangents of the arrays from those of the output, given the output and its log-normaliser."""
-    return _in_groups(partial(_backward, plan), arrays, given, out, log_normalizer, out_gradient)
-
-
-def forward_and_backward(plan: Plan, arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
-    """Output and cotangents, which take the places of `out_gradient` and the arrays; for any number of rounds."""
-
-    def in_place(differentiated, given):
-        arrays, out_gradient = differentiated
-        out, log_normalizer = _forward(plan, arrays, given)
-        return _backward(plan, arrays, given, out, log_normalizer, out_gradient), out
-
-    size = _group_size(arrays, given)
-    gradients, out = chunking.replace_chunks(in_place, (arrays, out_gradient), given, size)
-    return out, gradients
-
-
-def _in_groups(run, arrays: Arrays, given: Given, *others):
-    size = _group_size(arrays, given)
-    return chunking.map_chunks(lambda rows: run(*rows), (arrays, given, *others), size, in_axis=0, out_axis=0)
-
-
-def _group_size(arrays: Arrays, given: Given) -> int:
+def rows_at_once(arrays: Arrays, given: Given) -> int:
     """How many rows are worked at once: groups of one size, as far as that goes."""
     num_rows, num_rounds = len(arrays.query), 1 if given.order is None else given.order.permutation.shape[1]
     num_bytes = num_rounds * sum(x.nbytes // num_rows for x in jax.tree.leaves(arrays))
@@ -59,15 +29,23 @@ def _group_size(arrays: Arrays, given: Given) -> int:
     return math.ceil(num_rows / num_groups)
 
 
-def _forward(plan: Plan, arrays: Arrays, given: Given):
+def forward(plan: Plan, arrays: Arrays, given: Given) -> tuple[Float[Array, "rows l e"], Float[Array, "rows l"]]:
+    """Output, and log-normaliser of the softmax over all rounds in at least float32."""
     out, log_normalizer = _run(plan, given, chunk_attention.forward, arrays, ())
     return _merge(out, log_normalizer)
 
 
-def _backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
+def backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_gradient) -> Arrays:
+    """Cotangents of the arrays from those of the output, given the output and its log-normaliser."""
     delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
     found: Gradients = _run(plan, given, chunk_attention.backward, arrays, (out_gradient, delta, log_normalizer))
     return Arrays(*jax.tree.map(_sum_rounds, found))
+
+
+def forward_and_backward(plan: Plan, arrays: Arrays, given: Given, out_gradient) -> tuple[Array, Arrays]:
+    """Output and cotangents, for any number of rounds."""
+    out, log_normalizer = forward(plan, arrays, given)
+    return out, backward(plan, arrays, given, out, log_normalizer, out_gradient)
 
 
 def _merge(out, log_normalizer):

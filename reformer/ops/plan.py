@@ -77,7 +77,8 @@ class Plan(NamedTuple):
       cut: chunks and blocks; None where a query may see keys of the whole sequence.
       queries_at_once: of full attention.
       correct_duplicates: subtract log N_ij, how many rounds a pair meets in.
-      rows_at_once: how many rows are computed together; None = the operation takes an axis with all of them.
+      rows_at_once: how many rows are computed together; a function of the arrays and what is given that tells it where
+        the operation takes an axis of rows.
       blocks_in_flight: how many blocks are computed side by side; XLA on CPU gives every small matrix product one core.
     """
 
@@ -86,13 +87,13 @@ class Plan(NamedTuple):
     cut: Geometry | None = None
     queries_at_once: int = 1
     correct_duplicates: bool = False
-    rows_at_once: int | None = 1
+    rows_at_once: int | Callable[[Arrays, Given], int] = 1
     blocks_in_flight: int = 1
 
     @property
-    def takes_all_rows(self) -> bool:
-        """Whether the operation takes an axis with all rows, as the fused kernel does."""
-        return self.rows_at_once is None
+    def takes_rows(self) -> bool:
+        """Whether the operation takes an axis of rows, as the fused kernel does."""
+        return callable(self.rows_at_once)
 
 
 @dataclasses.dataclass(frozen=True)

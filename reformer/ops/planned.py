@@ -42,7 +42,7 @@ def chunked_plan(
     cut = chunking.geometry(length, chunk_length, rule.before, rule.after, most)
     if implementation == "pallas":
         _check_kernel(rule, correct_duplicates)
-        return Plan(rule, fused, cut, rows_at_once=None)
+        return Plan(rule, fused, cut, rows_at_once=fused.rows_at_once)
     scores_per_row = cut.num_chunks * chunk_length * cut.window
     return Plan(
         rule,
@@ -123,27 +123,26 @@ def attend_with_gradients(plan: Plan, arrays: Arrays, given: Given, out_gradient
 
     They take the places of `out_gradient` and `arrays`, some rows after others.
     """
-    run = partial(_run_both, plan)
-    flat, restore = _flatten_rows(arrays, given, out_gradient)
-    if plan.takes_all_rows:
-        return restore(run(*flat))
 
     def in_place(differentiated, given):
-        out, gradients = _run_rows(run, (differentiated[0], given, differentiated[1]))
+        out, gradients = _run_rows(plan, _run_both, (differentiated[0], given, differentiated[1]))
         return gradients, out
 
-    arrays, given, out_gradient = flat
-    gradients, out = chunking.replace_chunks(in_place, (arrays, out_gradient), given, plan.rows_at_once)
+    (arrays, given, out_gradient), restore = _flatten_rows(arrays, given, out_gradient)
+    size = _rows_at_once(plan, arrays, given)
+    gradients, out = chunking.replace_chunks(in_place, (arrays, out_gradient), given, size)
     return restore((out, gradients))
 
 
 def _map_rows(plan: Plan, run, arrays: Arrays, given: Given, *others):
-    """Runs a function of one row over all examples and heads."""
+    """Runs a function of the plan and one row over all examples and heads."""
     flat, restore = _flatten_rows(arrays, given, *others)
-    run = partial(run, plan)
-    if plan.takes_all_rows:
-        return restore(run(*flat))
-    return restore(chunking.map_chunks(partial(_run_rows, run), flat, plan.rows_at_once, in_axis=0, out_axis=0))
+    size = _rows_at_once(plan, *flat[:2])
+    return restore(chunking.map_chunks(partial(_run_rows, plan, run), flat, size, in_axis=0, out_axis=0))
+
+
+def _rows_at_once(plan: Plan, arrays: Arrays, given: Given) -> int:
+    return plan.rows_at_once(arrays, given) if callable(plan.rows_at_once) else plan.rows_at_once
 
 
 def _flatten_rows(arrays: Arrays, given: Given, *others):
@@ -156,8 +155,10 @@ def _flatten_rows(arrays: Arrays, given: Given, *others):
     return flat, partial(jax.tree.map, lambda x: x.reshape(batch, num_heads, *x.shape[1:]))
 
 
-def _run_rows(run, rows):
-    """Runs a function of one row over an axis of rows; a single row without the cost of a batched gather."""
+def _run_rows(plan: Plan, run, rows):
+    """Runs a function of the plan and one row over an axis of rows; one alone without the cost of a batched gather."""
+    if plan.takes_rows:
+        return run(plan, *rows)
     if len(rows[0].query) == 1:
-        return jax.tree.map(lambda x: x[None], run(*jax.tree.map(lambda x: x[0], rows)))
-    return jax.vmap(lambda row: run(*row))(rows)
+        return jax.tree.map(lambda x: x[None], run(plan, *jax.tree.map(lambda x: x[0], rows)))
+    return jax.vmap(lambda row: run(plan, *row))(rows)
