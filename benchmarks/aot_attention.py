@@ -61,7 +61,10 @@ def measure(target: str, sizes: dict[str, Any], folder: str) -> dict[str, Any]:
         compiled = lower(target, sizes).compile(aot.compiler_options(target))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         return {"error": str(error).splitlines()[0]}
-    row: dict[str, Any] = {"compile_seconds": round(time.monotonic() - began, 1), **aot.memory(compiled)}
+    row: dict[str, Any] = {
+        "compile_seconds": round(time.monotonic() - began, 1),
+        **aot.memory(compiled, TARGETS[target].platform),
+    }
     row |= hlo_summary.summarize(compiled.as_text(), TARGETS[target])
     names = row.pop("pallas_kernels")
     row["pallas_kernels"] = ptx.kernels(Path(folder), names) if names else []

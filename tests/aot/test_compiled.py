@@ -150,6 +150,26 @@ def test_the_kernel_keeps_its_numbers_in_registers(head_dim, compile_step):
     assert all(x["spilled_bytes"] == 0 and x["shared_bytes"] <= 227 * 2**10 for x in kernels)
 
 
+NARROW = {"embed_dim": 256, "mlp_dim": 1024, "axial_dims": "(64,192)", "num_heads": 2, "head_dim": 64, "num_hashes": 1}
+WIDE = {"embed_dim": 1024, "mlp_dim": 4096, "axial_dims": "(256,768)", "num_heads": 8, "head_dim": 128, "num_hashes": 2}
+
+
+@pytest.mark.parametrize(
+    ("target", "implementation", "widths", "most_gib"),
+    [
+        ("h100", "plain", NARROW, 6.4),
+        ("v5e", "plain", NARROW, 9.0),
+        ("h100", "plain", WIDE, 30.0),
+        ("h100", "pallas", WIDE, 28.0),
+    ],
+)
+def test_the_memory_of_a_million_tokens(target, implementation, widths, most_gib, compile_step):
+    changes = {"num_layers": 12, "max_length": 2**20, "axial_shape": "(1024,1024)", "dropout_rate": 0}
+    changes |= {"mlp_chunk_length": None, "loss_chunk_length": None, "attention_implementation": implementation}
+    row, _ = compile_step(target, **(changes | widths))
+    assert row["peak_gib"] <= most_gib
+
+
 SHORT = ("--length", "8192", "--num_heads", "2", "--num_hashes", "2")
 
 
