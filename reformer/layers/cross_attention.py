@@ -1,6 +1,7 @@
 """Cross attention: the layer of a decoder that attends to a context, such as what an encoder made of a source."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -150,7 +151,8 @@ class CrossAttentionResidual:
 
     def _chunk_length(self, source: KeysValues) -> int:
         batch, num_heads, num_keys, _ = source.key.shape
-        most = cross.queries_at_once(batch, num_heads, num_keys)
+        examples, heads = batch / sharding.num_parts("act_batch"), num_heads / sharding.num_parts("act_heads")
+        most = cross.queries_at_once(math.ceil(examples) * math.ceil(heads), num_keys)  # of one device
         return min(most, self.config.mlp_chunk_length or most)
 
 

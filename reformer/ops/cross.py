@@ -63,6 +63,6 @@ def _drop(weights: Float[Array, "batch heads q k"], rate: float, row, seed):
     return jnp.where(of_head(fold(seed, jnp.arange(num_heads))), weights / (1 - rate), 0)
 
 
-def queries_at_once(batch: int, num_heads: int, num_keys: int) -> int:
+def queries_at_once(num_rows: int, num_keys: int) -> int:
     """So many queries of every row have about as many scores as full self-attention computes at once; at least 8."""
-    return max(8, full_scores_at_once() // max(1, batch * num_heads * num_keys))
+    return max(8, full_scores_at_once() // max(1, num_rows * num_keys))
