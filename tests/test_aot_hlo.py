@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -321,6 +322,15 @@ ptxas info    : Used 32 registers
 def test_registers_and_spills_are_those_of_the_kernel():
     assert ptx.of_kernel(SAID, "mine") == {"registers": 255, "spilled_bytes": 28}
     assert ptx.of_kernel(SAID, "mine__1") == {"registers": 32, "spilled_bytes": 0}
+
+
+def test_the_peak_of_a_tpu_is_its_own_and_that_of_a_gpu_arrays_and_scratch():
+    sizes = {"argument_size_in_bytes": 3, "output_size_in_bytes": 2, "alias_size_in_bytes": 1}
+    sizes |= {"temp_size_in_bytes": 10, "peak_memory_in_bytes": 9}
+    plan = SimpleNamespace(**{name: size * 2**30 for name, size in sizes.items()})
+    compiled = SimpleNamespace(memory_analysis=lambda: plan)
+    assert aot.memory(compiled, "cuda") == {"scratch_gib": 10, "peak_gib": 14}
+    assert aot.memory(compiled, "tpu") == {"scratch_gib": 5, "peak_gib": 9}
 
 
 def test_a_mesh_of_the_command_line():

@@ -269,11 +269,9 @@ def _round_gradients(view: _View, differentiate):
     last, (outs, done) = jax.lax.scan(
         visit_block, nothing, jnp.arange(cut.num_blocks), unroll=view.plan.blocks_in_flight
     )
-    return outs, jax.tree.map(lambda x, tail: _append(x.reshape(-1, x.shape[-1]), tail), done, last)
-
-
-def _append(x, tail):
-    return jnp.concatenate([x, tail.astype(x.dtype)])
+    return outs, jax.tree.map(
+        lambda x, tail: jnp.concatenate([x.reshape(-1, x.shape[-1]), tail.astype(x.dtype)]), done, last
+    )
 
 
 def _add_to_front(x, front):
@@ -282,6 +280,7 @@ def _add_to_front(x, front):
 
 def _add_edges(cut: Geometry, position, total, at_slots):
     """Adds the cotangents of wrapped-around slots; few and only under Hugging Face semantics, so a scatter will do."""
+    total = total.astype(block_ops.accumulation_dtype(total.dtype))
     first, inner = cut.before * cut.chunk_length, cut.num_chunks * cut.chunk_length
     for edge in (slice(0, first), slice(first + inner, first + inner + cut.after * cut.chunk_length)):
         total = total.at[position[edge]].add(at_slots[edge])

@@ -156,7 +156,7 @@ def _combine(projected, factors: tuple[int, ...]):
 
 
 def _first_argmax_of_both_signs(half):
-    """Argmax of concat([half, -half]) along axis 3; with a NaN the last, never out of range.
+    """Argmax of concat([half, -half]) along axis 3; of NaNs the last, never out of range.
 
     In one pass on accelerators. On a CPU by a max and a min, which vectorise where argmax does not.
     """

@@ -55,6 +55,8 @@ class Given(NamedTuple):
 class Operation(Protocol):
     """What computes attention of one row, one head of one example: a module of this package, or an object.
 
+    Or of an axis of rows, where `Plan.takes_rows`.
+
     The log-normaliser is what `backward` wants to know of each query besides the output.
     """
 
@@ -77,8 +79,8 @@ class Plan(NamedTuple):
       cut: chunks and blocks; None where a query may see keys of the whole sequence.
       queries_at_once: of full attention.
       correct_duplicates: subtract log N_ij, how many rounds a pair meets in.
-      rows_at_once: how many rows are computed together; a function of the arrays and what is given that tells it where
-        the operation takes an axis of rows.
+      rows_at_once: how many rows are computed together. A function (arrays, given) -> number: the operation takes an
+        axis of rows, and says so itself.
       blocks_in_flight: how many blocks are computed side by side; XLA on CPU gives every small matrix product one core.
     """
 

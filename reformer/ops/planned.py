@@ -135,7 +135,7 @@ def attend_with_gradients(plan: Plan, arrays: Arrays, given: Given, out_gradient
 
 
 def _map_rows(plan: Plan, run, arrays: Arrays, given: Given, *others):
-    """Runs a function of the plan and one row over all examples and heads."""
+    """Runs a function of the plan and a row, or rows if the operation takes them, over all examples and heads."""
     flat, restore = _flatten_rows(arrays, given, *others)
     size = _rows_at_once(plan, *flat[:2])
     return restore(chunking.map_chunks(partial(_run_rows, plan, run), flat, size, in_axis=0, out_axis=0))
@@ -156,7 +156,7 @@ def _flatten_rows(arrays: Arrays, given: Given, *others):
 
 
 def _run_rows(plan: Plan, run, rows):
-    """Runs a function of the plan and one row over an axis of rows; one alone without the cost of a batched gather."""
+    """Runs such a function over an axis of rows; one alone without the cost of a batched gather."""
     if plan.takes_rows:
         return run(plan, *rows)
     if len(rows[0].query) == 1:

@@ -84,7 +84,7 @@ def test_a_step_compiles_and_the_trips_of_its_loops_are_known(target, compile_st
     row, _ = compile_step(target)
     assert "error" not in row
     assert row["unknown_loops"] == 0 and row["kernels"] > 0
-    assert row["scratch_gib"] < 0.5
+    assert 0 < row["scratch_gib"] < 0.5
 
 
 @pytest.mark.parametrize("target", ["h100", "v5e"])
@@ -157,16 +157,17 @@ WIDE = {"embed_dim": 1024, "mlp_dim": 4096, "axial_dims": "(256,768)", "num_head
 @pytest.mark.parametrize(
     ("target", "implementation", "widths", "most_gib"),
     [
-        ("h100", "plain", NARROW, 6.4),
-        ("v5e", "plain", NARROW, 9.0),
+        ("h100", "plain", NARROW, 6.7),
+        ("v5e", "plain", NARROW, 9.4),
         ("h100", "plain", WIDE, 30.0),
         ("h100", "pallas", WIDE, 28.0),
     ],
 )
-def test_the_memory_of_a_million_tokens(target, implementation, widths, most_gib, compile_step):
+def test_a_million_tokens_fit(target, implementation, widths, most_gib, compile_step):
     changes = {"num_layers": 12, "max_length": 2**20, "axial_shape": "(1024,1024)", "dropout_rate": 0}
     changes |= {"mlp_chunk_length": None, "loss_chunk_length": None, "attention_implementation": implementation}
     row, _ = compile_step(target, **(changes | widths))
+    assert "error" not in row, row["error"]
     assert row["peak_gib"] <= most_gib
 
 

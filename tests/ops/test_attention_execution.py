@@ -148,6 +148,27 @@ def test_output_and_gradients_together_equal_autodiff_of_the_public_op(x64, kind
     references.assert_close((out, gradients), expected, references.VALUE_TOLERANCE["float64"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_rows", [1, 3])  # of four
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_rows_after_each_other_give_what_rows_together_give(x64, num_rows, dtype):
+    case = Case(masked=True, rounds=3, looks_ahead=True, dtype=dtype)
+    inputs = make_inputs(case)
+    query, value, out_gradient = swap_heads((inputs.query, inputs.value, inputs.cotangent))
+    taps = jax.random.normal(jax.random.key(5), (BATCH, HEADS, 2), query.dtype)
+    order = attention.sort_by_hash(query, inputs.rotations, FACTORS, inputs.mask)
+    arrays, given = plan.Arrays(query, None, value, taps), plan.Given(inputs.mask, order._replace(buckets=None))
+    together = _plan("lsh", case)
+    assert together.rows_at_once >= BATCH * HEADS == 4
+    expected = jax.jit(functools.partial(planned.attend_with_gradients, together))(arrays, given, out_gradient)
+    after_each_other = together._replace(rows_at_once=num_rows)
+    actual = jax.jit(functools.partial(planned.attend_with_gradients, after_each_other))(arrays, given, out_gradient)
+    tolerance = references.VALUE_TOLERANCE[dtype]
+    references.assert_close(actual, expected, tolerance)
+    out, transpose = jax.vjp(lambda arrays: planned.attend(after_each_other, arrays, given), arrays)
+    references.assert_close((out, *transpose(out_gradient)), expected, tolerance)
+
+
 # Devices
 
 

@@ -53,15 +53,15 @@ def test_ties_go_to_the_first_direction():
     np.testing.assert_array_equal(buckets, np.zeros((1, 1, 2, 5)))
 
 
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_one_pass_on_accelerators_finds_the_buckets_of_the_two_on_a_cpu(platform, dtype, monkeypatch):
+def test_one_pass_on_accelerators_finds_the_buckets_of_the_two_on_a_cpu(dtype, monkeypatch):
     vectors, rotations = _inputs((64, 6), length=512, dtype=dtype)
     vectors = vectors.at[0, 1].set(0).at[0, 2].set(jnp.nan).at[0, 3, 0, 0].set(jnp.nan)
+    vectors = vectors.at[0, 4, :, 0].set(jnp.inf)
     rotations = rotations.at[:, :, 1].set(jnp.sign(rotations[:, :, 1]))  # many ties, with both signs
     vectors = vectors.at[1].set(jnp.sign(vectors[1]))
     expected = hash_vectors(vectors, rotations, (64, 6))
-    monkeypatch.setattr(sharding, "target_platform", lambda: platform)
+    monkeypatch.setattr(sharding, "target_platform", lambda: "gpu")
     np.testing.assert_array_equal(hash_vectors(vectors, rotations, (64, 6)), expected)
     assert np.max(expected) == expected[0, 0, 0, 2] == 64 * 6 - 1
 

@@ -122,22 +122,25 @@ def test_the_kernel_for_a_tpu_equals_the_plain_path(kind, case, monkeypatch):
 
 
 @pytest.mark.slow
-def test_groups_of_rows_give_what_all_rows_give(monkeypatch):
-    case = _change(SMALL, rounds=2)
+def test_groups_of_rows_give_what_all_rows_give_where_values_look_ahead(monkeypatch):
+    case = _change(SMALL, rounds=2, looks_ahead=True)
     inputs = make_inputs(case)
     query, value, out_gradient = (jnp.swapaxes(x, 1, 2) for x in (inputs.query, inputs.value, inputs.cotangent))
     permutation = jax.vmap(lambda rng: jax.random.permutation(rng, case.length))(jax.random.split(jax.random.key(0), 8))
     given = Given(order=Order(permutation.astype(jnp.int32).reshape(BATCH, HEADS, 2, -1)))
 
+    taps = jax.random.normal(jax.random.key(5), (BATCH, HEADS, 2))
+    arrays, rule = Arrays(query, None, value, taps), Rule(True, True, before=1, looks_ahead=True)
+
     def run(implementation):
-        plan = planned.chunked_plan(case.length, CHUNK, Rule(True, True, before=1), implementation=implementation)
-        return jax.jit(functools.partial(planned.attend_with_gradients, plan))(
-            Arrays(query, None, value), given, out_gradient
-        )
+        plan = planned.chunked_plan(case.length, CHUNK, rule, implementation=implementation)
+        out, transpose = jax.vjp(lambda arrays: planned.attend(plan, arrays, given), arrays)
+        together = jax.jit(functools.partial(planned.attend_with_gradients, plan))(arrays, given, out_gradient)
+        return together, (out, *transpose(out_gradient))
 
     expected = run("plain")
     for num_rows in (1, 3):  # of four: groups of one size, and two of two
-        monkeypatch.setattr(fused, "_BYTES_AT_ONCE", num_rows * 2 * 2 * query[0, 0].nbytes)
+        monkeypatch.setattr(fused, "_BYTES_AT_ONCE", num_rows * 2 * (2 * query[0, 0].nbytes + taps[0, 0].nbytes))
         references.assert_close(run("pallas"), expected, references.GRADIENT_TOLERANCE["float32"])
 
 
