@@ -8,7 +8,7 @@ a single round but its permutation. What a round gives has the type of the array
 float32, as the fused kernel does.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -145,22 +145,29 @@ def forward(plan: Plan, arrays: Arrays, given: Given):
         out, log_normalizer = jax.lax.scan(attend_block, (), blocks, unroll=plan.blocks_in_flight)[1]
         return tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))
 
-    out, log_normalizer = over_rounds(attend_round, merge, no_keys(arrays), rounds)
+    out, log_normalizer = over_rounds(attend_round, merge, no_keys(arrays), rounds, arrays.value.dtype)
     return out.astype(arrays.value.dtype), log_normalizer
 
 
-def over_rounds(run, combine, nothing, rounds):
-    """Combines the results of all rounds, one after another, beginning with `nothing`; a single one is the result.
+def over_rounds(run, combine, nothing, rounds, dtype):
+    """Combines the results of all rounds, beginning with `nothing`; a single one is the result.
+
+    One after another, or all at once where together they take no more memory than what they are combined into.
 
     Args:
       run: from a round to its result.
       combine: (result so far, result of a round) -> result.
       nothing: what changes no result that it is combined with.
       rounds: a tuple of arrays over rounds, among them `position`.
+      dtype: of the arrays of a result.
     """
-    if len(rounds.position) == 1:
+    num_rounds = len(rounds.position)
+    if num_rounds == 1:
         return run(jax.tree.map(lambda x: x[0], rounds))
-    return jax.lax.scan(lambda total, this: (combine(total, run(this)), None), nothing, rounds)[0]
+    if num_rounds * dtype.itemsize > jax.tree.leaves(nothing)[0].dtype.itemsize:
+        return jax.lax.scan(lambda total, this: (combine(total, run(this)), None), nothing, rounds)[0]
+    every = jax.lax.map(run, rounds)
+    return reduce(combine, [jax.tree.map(lambda x, i=i: x[i], every) for i in range(num_rounds)], nothing)
 
 
 def no_keys(arrays: Arrays):
@@ -241,7 +248,8 @@ def _gradients(plan: Plan, arrays: Arrays, given: Given, differentiate):
         return jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs), gradients
 
     # The output is known before, or it is that of the only round: there is none to sum.
-    outs, gradients = over_rounds(visit_round, partial(jax.tree.map, jnp.add), ((), no_gradients(arrays)), rounds)
+    add, nothing = partial(jax.tree.map, jnp.add), ((), no_gradients(arrays))
+    outs, gradients = over_rounds(visit_round, add, nothing, rounds, arrays.value.dtype)
     return outs, jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, arrays)
 
 

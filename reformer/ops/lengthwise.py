@@ -17,7 +17,7 @@ All loops over parts of arrays, each written in terms of what it points to:
          v
     the loop in `chunking`  <----  replace_chunks    results in the place of what they are made of (rows of attention)
 
-    over_rounds        in `chunked`: hash rounds one after another, each result merged into those before it
+    over_rounds        in `chunked`: hash rounds, each result merged into those before it
 """
 
 import math
