@@ -137,7 +137,7 @@ def plan(rule: Rule, chunk_length: int, tokens, *, is_sorted: bool, num_sums: in
         )
     load = num_sums * width * num_bytes  # sums, scores and what is loaded share the registers
     tile, step = _TILE if load <= 512 else _TILE // 2, _TILE if load <= 256 else _TILE // 2
-    num_warps = 4 if width <= 128 else 8
+    num_warps = 4 if num_sums * width <= 128 else 8
     if num_bytes <= 2 and chunk_length >= 2 * _TILE and width <= 128:
         tile, num_warps = 2 * _TILE, 8
     if on_tpu:
