@@ -1,9 +1,9 @@
 """ListOps of the Long Range Arena: nested lists of digits under MIN, MAX, MED and SM; ten classes, 500 to 2,000 tokens.
 
 Command:  python train.py --config=configs/listops.py:small --workdir=runs/listops
-Hardware: not measured yet
-Time:     not measured yet
-Result:   not measured yet
+Hardware: one core of an Intel Xeon with AVX-512, JAX 0.10.2, commit dd640a4
+Time:     about 20 minutes
+Result:   14.6 % of 500 expressions, as good as guessing: 8,000 expressions teach nothing yet
 
 The public table (Tay et al. 2020, arXiv 2011.04006, Table 1) has the Reformer at 37.27 %, the Transformer at 36.37 %,
 after 5,000 steps of 32 expressions. Expressions are made as it goes, by the published rules (reformer/data/listops.py).
