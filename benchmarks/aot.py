@@ -99,11 +99,14 @@ def measure(
     except jax.errors.JaxRuntimeError as error:
         return row | {"error": str(error).splitlines()[0]}, ""
     seconds, text = round(time.monotonic() - began, 1), compiled.as_text()
-    row |= {"compile_seconds": seconds, **memory(compiled, TARGETS[target].platform)}
-    row |= hlo_summary.summarize(text, TARGETS[target])
+    return row | {"compile_seconds": seconds} | describe(compiled, text, target, folder), text
+
+
+def describe(compiled: Any, text: str, target: str, folder: Path) -> dict[str, Any]:
+    """Returns what the compiler tells of a program, optimized HLO `text`: memory, counts, estimates, kernels."""
+    row = memory(compiled, TARGETS[target].platform) | hlo_summary.summarize(text, TARGETS[target])
     names = row.pop("pallas_kernels")
-    row["pallas_kernels"] = ptx.kernels(folder, names) if names else []
-    return row, text
+    return row | {"pallas_kernels": ptx.kernels(folder, names) if names else []}
 
 
 def compiler_options(target: str) -> dict[str, str] | None:

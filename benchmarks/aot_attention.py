@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import aot, hlo_summary, ptx, record, targets
+from benchmarks import aot, record, targets
 from benchmarks.targets import TARGETS
 
 
@@ -61,13 +61,8 @@ def measure(target: str, sizes: dict[str, Any], folder: str) -> dict[str, Any]:
         compiled = lower(target, sizes).compile(aot.compiler_options(target))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         return {"error": str(error).splitlines()[0]}
-    row: dict[str, Any] = {
-        "compile_seconds": round(time.monotonic() - began, 1),
-        **aot.memory(compiled, TARGETS[target].platform),
-    }
-    row |= hlo_summary.summarize(compiled.as_text(), TARGETS[target])
-    names = row.pop("pallas_kernels")
-    row["pallas_kernels"] = ptx.kernels(Path(folder), names) if names else []
+    seconds = round(time.monotonic() - began, 1)
+    row = {"compile_seconds": seconds} | aot.describe(compiled, compiled.as_text(), target, Path(folder))
     num_bytes = row["gb"] * 1e9 / (sizes["length"] * sizes["num_heads"])
     return {"bytes": round(num_bytes), "ns": round(1e9 * num_bytes / TARGETS[target].bytes_per_second, 2), **row}
 

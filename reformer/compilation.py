@@ -25,7 +25,7 @@ def compiler_options() -> dict[str, str] | None:
     keep scratch memory of their own (`memory_analysis` does not show it) and make a step of these models about 7 %
     slower; see docs/performance.md.
     """
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if sharding.target_platform() == "cpu" else None
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if sharding.on_cpu() else None
 
 
 def keep_compiled(directory: str) -> None:

@@ -109,6 +109,11 @@ def target_platform() -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
+def on_cpu() -> bool:
+    """Whether the program is for CPUs."""
+    return target_platform() == "cpu"
+
+
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
     """Within it programs are traced, and lowered, for devices that need not be there.

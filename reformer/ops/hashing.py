@@ -162,7 +162,7 @@ def _first_argmax_of_both_signs(half):
     """
     size = half.shape[3]
     column = jax.lax.broadcasted_iota(jnp.int32, half.shape, 3)
-    if sharding.target_platform() == "cpu":
+    if sharding.on_cpu():
         largest = jnp.max(jnp.abs(half), axis=3, keepdims=True)
         index = jnp.where(half == largest, column, jnp.where(-half == largest, column + size, 0x7FFFFFFF))
         return jnp.minimum(jnp.min(index, axis=3), 2 * size - 1)

@@ -52,7 +52,7 @@ class Automatic(NamedTuple):
           batch: examples that a device has.
           length: tokens of an example that a device has.
         """
-        if sharding.target_platform() == "cpu":
+        if sharding.on_cpu():
             most = _NUMBERS_AT_ONCE_CPU // self.width
         else:
             most = min(_TOKENS_AT_ONCE, _NUMBERS_AT_ONCE // self.width)

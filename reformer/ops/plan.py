@@ -141,17 +141,12 @@ class ByAutodiff:
 
 def scores_at_once() -> int:
     """How many scores local and LSH attention compute at once, about."""
-    return _SCORES_AT_ONCE_CPU if on_cpu() else _SCORES_AT_ONCE
+    return _SCORES_AT_ONCE_CPU if sharding.on_cpu() else _SCORES_AT_ONCE
 
 
 def full_scores_at_once() -> int:
     """How many scores attention to every key computes at once, about."""
-    return _FULL_SCORES_AT_ONCE_CPU if on_cpu() else _SCORES_AT_ONCE
-
-
-def on_cpu() -> bool:
-    """Whether the program is for CPUs."""
-    return sharding.target_platform() == "cpu"
+    return _FULL_SCORES_AT_ONCE_CPU if sharding.on_cpu() else _SCORES_AT_ONCE
 
 
 def unit_keys(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reformer import sharding
 from reformer.ops import chunked, chunking, full, fused, look_ahead
 from reformer.ops.masking import Rule
-from reformer.ops.plan import Arrays, Given, Plan, full_scores_at_once, on_cpu, scores_at_once
+from reformer.ops.plan import Arrays, Given, Plan, full_scores_at_once, scores_at_once
 from reformer.ops.stored import mark_costly
 
 IMPLEMENTATIONS = ("plain", "pallas")
@@ -50,7 +51,7 @@ def chunked_plan(
         cut,
         correct_duplicates=correct_duplicates,
         rows_at_once=max(1, most // scores_per_row),
-        blocks_in_flight=min(_BLOCKS_IN_FLIGHT_CPU, cut.num_blocks) if on_cpu() else 1,
+        blocks_in_flight=min(_BLOCKS_IN_FLIGHT_CPU, cut.num_blocks) if sharding.on_cpu() else 1,
     )
 
 
