@@ -8,8 +8,9 @@ a single round but its permutation. What a round gives has the type of the array
 float32, as the fused kernel does.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from reformer.ops.chunking import NO_POSITION, Geometry
 from reformer.ops.dropout import fold
 from reformer.ops.masking import Pairs, Tokens
 from reformer.ops.plan import Arrays, Given, Plan, unit_keys
-from reformer.ops.sorting import invert
+from reformer.ops.sorting import invert, row_reader
 
 
 class _Round(NamedTuple):
@@ -75,19 +76,21 @@ class _View(NamedTuple):
     round: _Round
     tokens: Tokens
     arrays: Arrays
+    of_queries: Any  # pytree of arrays [l, ...] that are read at the queries of a block
+    rows_at: Callable | None  # from positions to the rows of both; None = natural order
 
-    def slots(self, i) -> tuple[Arrays, Tokens]:
-        """Reads the slots of block `i`: its queries' and the chunks around them."""
+    def slots(self, i) -> tuple[Arrays, Tokens, Any]:
+        """Reads the slots of block `i`, its queries' and the chunks around them: arrays, tokens, and `of_queries`."""
         cut = self.plan.cut
         start = i * cut.block * cut.chunk_length
         size = (cut.block + cut.before + cut.after) * cut.chunk_length
         position = jax.lax.dynamic_slice_in_dim(self.round.position, start, size)
         tokens = jax.tree.map(lambda x: jnp.take(x, position, axis=0, mode="clip"), self.tokens)
-        if self.round.inverse is None:
-            arrays = jax.tree.map(lambda x: chunking.read_in_order(x, cut, i), self.arrays)
+        if self.rows_at is None:
+            read = jax.tree.map(lambda x: chunking.read_in_order(x, cut, i), (self.arrays, self.of_queries))
         else:
-            arrays = jax.tree.map(lambda x: jnp.take(x, position, axis=0, mode="clip"), self.arrays)
-        return arrays, tokens._replace(position=position)
+            read = self.rows_at(position)
+        return read[0], tokens._replace(position=position), read[1]
 
     def pairs(self, tokens: Tokens, i) -> Pairs:
         """Pairs the queries among the slots of block `i` with their windows."""
@@ -100,6 +103,16 @@ class _View(NamedTuple):
         key = jax.tree.map(lambda x: chunking.windows(x, cut), tokens)
         return Pairs(query, key, self.round.seed)
 
+    def at_queries(self, pairs: Pairs, of_queries):
+        """Lays what was read for the queries of a block out by chunk, zero at empty slots."""
+        is_token = pairs.query.position >= 0
+
+        def lay_out(x):
+            found = chunking.queries(x, self.plan.cut)
+            return jnp.where(is_token.reshape(is_token.shape + (1,) * (x.ndim - 1)), found, 0)
+
+        return jax.tree.map(lay_out, of_queries)
+
     def assemble(self, arrays: Arrays) -> tuple:
         """Lays the slots of a block out as queries and windows of keys and values."""
         cut = self.plan.cut
@@ -107,22 +120,24 @@ class _View(NamedTuple):
         return chunking.queries(arrays.query, cut), chunking.windows(key, cut), chunking.windows(arrays.value, cut)
 
 
-def _views(plan: Plan, arrays: Arrays, given: Given):
+def _views(plan: Plan, arrays: Arrays, given: Given, of_queries=()):
     """The rounds of a row, and the function that makes a view of one of them."""
     length = arrays.query.shape[0]
     rounds = _rounds(plan, given, length)
+    rows_at = None if rounds.inverse is None else row_reader((arrays, of_queries))
 
     def view(this: _Round) -> _View:
-        return _View(plan, this, _tokens(plan, given, rounds, this, length), arrays)
+        return _View(plan, this, _tokens(plan, given, rounds, this, length), arrays, of_queries, rows_at)
 
     return rounds, view
 
 
 def _unsort(slots, view: _View, first: int = 0):
-    """Brings an array over slots back to positions; the chunks of the round start at slot `first`."""
+    """Brings arrays over slots back to positions; the chunks of the round start at slot `first`."""
     if view.round.inverse is None:
-        return jax.lax.slice_in_dim(slots, first, first + view.arrays.query.shape[0])
-    return jnp.take(slots, view.round.inverse + first, axis=0, mode="clip")
+        length = len(view.arrays.query)
+        return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, first, first + length), slots)
+    return row_reader(slots)(view.round.inverse + first)
 
 
 def forward(plan: Plan, arrays: Arrays, given: Given):
@@ -137,13 +152,13 @@ def forward(plan: Plan, arrays: Arrays, given: Given):
         view = make_view(this)
 
         def attend_block(_, i):
-            slots, tokens = view.slots(i)
+            slots, tokens, _ = view.slots(i)
             out, log_normalizer = block_ops.forward(plan.rule, Block(*view.assemble(slots), view.pairs(tokens, i)))
             return (), (out.astype(arrays.value.dtype), log_normalizer)
 
         blocks = jnp.arange(plan.cut.num_blocks)
         out, log_normalizer = jax.lax.scan(attend_block, (), blocks, unroll=plan.blocks_in_flight)[1]
-        return tuple(_unsort(chunking.flatten(x), view) for x in (out, log_normalizer))
+        return _unsort((chunking.flatten(out), chunking.flatten(log_normalizer)), view)
 
     out, log_normalizer = over_rounds(attend_round, merge, no_keys(arrays), rounds, arrays.value.dtype)
     return out.astype(arrays.value.dtype), log_normalizer
@@ -199,11 +214,10 @@ def backward(plan: Plan, arrays: Arrays, given: Given, out, log_normalizer, out_
     """Cotangents of a row from those of its output, given its output and log-normaliser."""
     delta = jnp.sum(out.astype(log_normalizer.dtype) * out_gradient, axis=-1)
 
-    def differentiate(block: Block):
-        at_queries = _at_queries(block, (out_gradient, delta, log_normalizer))
-        return (), block_ops.backward(plan.rule, block, *at_queries)
+    def differentiate(block: Block, of_queries):
+        return (), block_ops.backward(plan.rule, block, *of_queries)
 
-    return _gradients(plan, arrays, given, differentiate)[1]
+    return _gradients(plan, arrays, given, (out_gradient, delta, log_normalizer), differentiate)[1]
 
 
 def forward_and_backward(plan: Plan, arrays: Arrays, given: Given, out_gradient):
@@ -215,37 +229,33 @@ def forward_and_backward(plan: Plan, arrays: Arrays, given: Given, out_gradient)
         out, log_normalizer = forward(plan, arrays, given)
         return out, backward(plan, arrays, given, out, log_normalizer, out_gradient)
 
-    def differentiate(block: Block):
-        (at_queries,) = _at_queries(block, (out_gradient,))
-        out, gradients = block_ops.forward_and_backward(plan.rule, block, at_queries)
+    def differentiate(block: Block, d_out):
+        out, gradients = block_ops.forward_and_backward(plan.rule, block, d_out)
         return out.astype(arrays.value.dtype), gradients
 
-    return _gradients(plan, arrays, given, differentiate)
+    return _gradients(plan, arrays, given, out_gradient, differentiate)
 
 
-def _at_queries(block: Block, arrays):
-    """Reads arrays over positions at the queries of a block, zero at empty slots."""
-    position = block.pairs.query.position
+def _gradients(plan: Plan, arrays: Arrays, given: Given, of_queries, differentiate):
+    """Runs `differentiate` over all blocks and rounds and sums the cotangents over positions.
 
-    def read(x):
-        found = jnp.take(x, position, axis=0, mode="clip")
-        return jnp.where((position >= 0).reshape(position.shape + (1,) * (x.ndim - 1)), found, 0)
-
-    return jax.tree.map(read, arrays)
-
-
-def _gradients(plan: Plan, arrays: Arrays, given: Given, differentiate):
-    """Runs `differentiate` over all blocks and rounds and sums the cotangents over positions."""
-    rounds, make_view = _views(plan, arrays, given)
+    Args:
+      plan: as in `forward`.
+      arrays: as in `forward`.
+      given: as in `forward`.
+      of_queries: pytree of arrays [l, ...] that are read at the queries of a block.
+      differentiate: (block, these) -> output or nothing, and the block's `Gradients`.
+    """
+    rounds, make_view = _views(plan, arrays, given, of_queries)
     first = plan.cut.before * plan.cut.chunk_length
 
     def visit_round(this):
         view = make_view(this)
         outs, at_slots = _round_gradients(view, differentiate)
-        gradients = jax.tree.map(lambda x: _unsort(x, view, first), at_slots)
+        gradients = _unsort(at_slots, view, first)
         if _wraps(plan):
             gradients = jax.tree.map(partial(_add_edges, plan.cut, this.position), gradients, at_slots)
-        return jax.tree.map(lambda x: _unsort(chunking.flatten(x), view), outs), gradients
+        return _unsort(jax.tree.map(chunking.flatten, outs), view), gradients
 
     # The output is known before, or it is that of the only round: there is none to sum.
     add, nothing = partial(jax.tree.map, jnp.add), ((), no_gradients(arrays))
@@ -264,10 +274,11 @@ def _round_gradients(view: _View, differentiate):
     wide = jax.tree.map(lambda x: block_ops.accumulation_dtype(x.dtype), view.arrays)
 
     def visit_block(carried, i):
-        slots, tokens = view.slots(i)
+        slots, tokens, of_queries = view.slots(i)
         laid_out, transpose = jax.vjp(view.assemble, jax.tree.map(lambda x, dtype: x.astype(dtype), slots, wide))
-        block = Block(*(x.astype(view.arrays.query.dtype) for x in laid_out), view.pairs(tokens, i))
-        out, gradients = differentiate(block)
+        pairs = view.pairs(tokens, i)
+        block = Block(*(x.astype(view.arrays.query.dtype) for x in laid_out), pairs)
+        out, gradients = differentiate(block, view.at_queries(pairs, of_queries))
         (at_slots,) = transpose(tuple(gradients))
         at_slots = jax.tree.map(_add_to_front, at_slots, carried)
         done = jax.tree.map(lambda x, like: x[: len(x) - overlap].astype(like.dtype), at_slots, view.arrays)

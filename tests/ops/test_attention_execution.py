@@ -148,6 +148,23 @@ def test_output_and_gradients_together_equal_autodiff_of_the_public_op(x64, kind
     references.assert_close((out, gradients), expected, references.VALUE_TOLERANCE["float64"])
 
 
+@pytest.mark.parametrize("kind", ["lsh", "local"])
+def test_output_and_gradients_together_count_chunks_that_wrap_around_once(kind, monkeypatch):
+    case = Case(length=5 * CHUNK, after=1, causal=False, masked=True, rounds=1, dtype="float32")
+    inputs = make_inputs(case)
+    arrays, out_gradient = swap_heads(plan.Arrays(*arguments(case, inputs))), swap_heads(inputs.cotangent)
+    order = None
+    if kind == "lsh":
+        order = attention.sort_by_hash(arrays.query, inputs.rotations, FACTORS, inputs.mask)._replace(buckets=None)
+    given = plan.Given(inputs.mask, order)
+    _with_blocks_of(2 * 3 * CHUNK**2, monkeypatch)  # 2, 2 and 1 chunks
+    in_blocks = _plan(kind, case)
+    in_blocks = in_blocks._replace(rule=in_blocks.rule._replace(semantics="huggingface"))
+    out, transpose = jax.vjp(lambda arrays: planned.attend(in_blocks, arrays, given), arrays)
+    together = jax.jit(functools.partial(planned.attend_with_gradients, in_blocks))(arrays, given, out_gradient)
+    references.assert_close(together, (out, *transpose(out_gradient)), FLOAT32)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_rows", [1, 3])  # of four
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reformer import reference
+from reformer import reference, sharding
 from reformer.ops import sorting
 
 SORT = jax.jit(sorting.sort_by_bucket, static_argnames="num_buckets")
@@ -65,3 +65,23 @@ def test_a_flat_sort_at_the_edges_of_32_bits_keeps_its_order():
         row = np.where(np.arange(length) % 2 == 0, num_buckets - 1, 0).astype(np.int32)
         buckets = jnp.broadcast_to(row, (rows, length))
         np.testing.assert_array_equal(sorting.sort_flat(buckets, num_buckets), reference.sort_by_bucket(buckets))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_rows_are_read_side_by_side_as_one_by_one(platform):
+    random = np.random.default_rng(0)
+    shapes = {"query": (9, 4), "value": (9, 6), "normalizer": (9,), "batched": (9, 2, 3)}
+    arrays = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    places = jnp.asarray([3, 0, 8, 3, 5, -1, 12])  # beyond the ends: the nearest row
+    expected = jax.tree.map(lambda x: x[np.clip(places, 0, 8)], arrays)
+
+    def read(arrays):
+        return sorting.row_reader(arrays)(places)
+
+    with sharding.compiling_for(platform):
+        num_gathers = str(jax.make_jaxpr(read)(arrays)).count("gather[")
+    assert num_gathers == {"cpu": 3, "cuda": 4}[platform]
+    jax.tree.map(np.testing.assert_array_equal, read(arrays), expected)
+    mixed = arrays | {"value": arrays["value"].astype(jnp.bfloat16)}
+    assert read(mixed)["value"].dtype == jnp.bfloat16
+    assert jax.tree.leaves(sorting.row_reader(())(places)) == []
