@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention, electra, memory, peer_gradients, peers, plots, record, train_step, vision
+from benchmarks import attention, electra, memory, peer_gradients, peers, plots, products, record, train_step, vision
+from reformer.models.flops import flops_per_token
 from tests.small_models import TINY
 
 
@@ -27,6 +28,15 @@ def test_shapes_of_a_step_are_those_of_its_arguments():
     _, shapes = train_step.abstract_step(TINY, batch_size=2)
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (arguments, shapes)]
     assert described[0] == described[1]
+
+
+@pytest.mark.slow
+def test_products_of_a_step_are_all_the_operations_that_the_model_counts():
+    config = train_step.make_config(1024, num_layers=4, dropout_rate=0.0)  # of fewer blocks XLA shares the two passes
+    found = products.products(train_step.compile_step(*train_step.abstract_step(config)).as_text())
+    operations = sum(product.flops * times for product, times in found.items())
+    assert operations == pytest.approx(flops_per_token(config, 1024) * 1024, rel=0.01)
+    assert 0 < products.seconds_of(min(found, key=lambda product: product.flops), num_repeats=1) < 1
 
 
 def test_ratios_are_of_neighbouring_steps():
