@@ -12,33 +12,27 @@ import collections
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import hlo, record, train_step
+from benchmarks import hlo, hlo_cost, record, train_step
 
 _SIDE_BY_SIDE = (1, 16)  # XLA gives the operations of a loop of few to one thread, one after another
 _SECONDS = 0.05  # that a timed loop should take, about
 
 
 class Product(NamedTuple):
-    """A matrix product: the sizes of its operands, and the axes that are summed and those that are batches."""
+    """A matrix product: the sizes of its operands, the axes that are summed and those that are batches, operations."""
 
     left: tuple[int, ...]
     right: tuple[int, ...]
     contracting: tuple[tuple[int, ...], tuple[int, ...]]
     batch: tuple[tuple[int, ...], tuple[int, ...]]
-
-    @property
-    def flops(self) -> int:
-        """Operations of one execution."""
-        out = jax.eval_shape(self.run, jnp.zeros(self.left), jnp.zeros(self.right))
-        summed = [self.left[axis] for axis in self.contracting[0]]
-        return 2 * out.size * int(jnp.prod(jnp.array(summed)))
+    flops: float
 
     def run(self, left, right):
         """Computes it."""
@@ -48,6 +42,7 @@ class Product(NamedTuple):
 def products(text: str) -> collections.Counter[Product]:
     """Returns how often a program, given as optimized HLO, executes each product."""
     module = hlo.parse(text)
+    costs = hlo_cost.Costs(module)
     found: collections.Counter[Product] = collections.Counter()
     for launch in hlo.run(module).launches:
         instruction = launch.instruction
@@ -60,7 +55,9 @@ def products(text: str) -> collections.Counter[Product]:
             for kind in ("contracting", "batch")
             for side in ("lhs", "rhs")
         ]
-        found[Product(left, right, (axes[0], axes[1]), (axes[2], axes[3]))] += launch.times
+        cost = costs.of(launch.computation, instruction)
+        flops = cost.flops + cost.flops32
+        found[Product(left, right, (axes[0], axes[1]), (axes[2], axes[3]), flops)] += launch.times
     return found
 
 
@@ -93,9 +90,13 @@ def _seconds(product: Product, side_by_side: int, num_repeats: int) -> float:
 
     lefts = [left for left, _ in operands]
     compiled = train_step.compile_step(loop, (lefts,))
-    record.seconds(lambda: compiled(lefts))
-    median = statistics.median(record.seconds(lambda: compiled(lefts)) for _ in range(num_repeats))
-    return median / num_trips / side_by_side
+    return _median_seconds(lambda: compiled(lefts), num_repeats) / num_trips / side_by_side
+
+
+def _median_seconds(run: Callable, num_repeats: int) -> float:
+    """The median time of a call after one to warm up."""
+    record.seconds(run)
+    return statistics.median(record.seconds(run) for _ in range(num_repeats))
 
 
 def measure(length: int, num_repeats: int) -> dict:
@@ -104,10 +105,9 @@ def measure(length: int, num_repeats: int) -> dict:
     step, arguments = train_step.make_step(config)
     compiled = train_step.compile_step(step, arguments)
     counts = products(compiled.as_text())
-    alone = {product: seconds_of(product, num_repeats) for product in counts}
-    compiled(*arguments)
-    step_seconds = statistics.median(record.seconds(lambda: compiled(*arguments)) for _ in range(num_repeats))
-    total = sum(alone[product] * count for product, count in counts.items())
+    seconds = {product: count * seconds_of(product, num_repeats) for product, count in counts.items()}
+    step_seconds = _median_seconds(lambda: compiled(*arguments), num_repeats)
+    total = sum(seconds.values())
     flops = sum(product.flops * count for product, count in counts.items())
     return {
         "length": length,
@@ -118,11 +118,11 @@ def measure(length: int, num_repeats: int) -> dict:
         "gflops_of_products": round(flops / total / 1e9),
         "slowest": {
             f"{list(product.left)} x {list(product.right)} over {list(product.contracting[0])}": [
-                count,
-                round(1e3 * alone[product] * count),
-                round(product.flops / alone[product] / 1e9),
+                counts[product],
+                round(1e3 * seconds[product]),
+                round(product.flops * counts[product] / seconds[product] / 1e9),
             ]
-            for product, count in sorted(counts.items(), key=lambda item: -alone[item[0]] * item[1])[:8]
+            for product in sorted(seconds, key=seconds.__getitem__, reverse=True)[:8]
         },
     }
 
